@@ -1,0 +1,34 @@
+//! An idempotency filter for Envoy.
+//!
+//! A rule says which requests it protects and how their key is made; of all the requests with one
+//! key, one runs, and the others are answered at the edge with its stored answer.
+//!
+//! # The map
+//!
+//! | room | what is in it | may import |
+//! |---|---|---|
+//! | [`time`] | points in time; no clock | – |
+//! | [`key`] | request → key, fingerprint, caller | `time` |
+//! | [`record`] | what a store keeps under a key; one codec; which answers may be kept | `time`, `key` |
+//! | [`store`] | commands, replies, errors; the table in Envoy's shared data | `time`, `key`, `record` |
+//! | [`reply`] | local answers: one mapping to HTTP | – |
+//! | [`telemetry`] | every metric, header and log word, once | – |
+//! | [`config`] | JSON → validated rules | all above, except `telemetry` |
+//! | [`exchange`] | the machine of one request, without IO | all above |
+//! | `host` | proxy-wasm callbacks → inputs; orders → hostcalls. Decides nothing. wasm32 only | all |
+//!
+//! # The driving rule
+//!
+//! *The host carries out every order of a step before it feeds the next input; the last flow is what
+//! the callback returns.*
+
+pub mod config;
+pub mod exchange;
+#[cfg(target_arch = "wasm32")]
+mod host;
+pub mod key;
+pub mod record;
+pub mod reply;
+pub mod store;
+pub mod telemetry;
+pub mod time;

@@ -1,0 +1,77 @@
+//! What a store keeps under a key.
+
+use crate::key::Fingerprint;
+use crate::time::Timestamp;
+use std::time::Duration;
+
+/// 16 random bytes that prove a claim: the fencing token every transition is compared by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub [u8; 16]);
+
+/// What a store keeps under a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Proves the claim that made this record.
+    pub token: Token,
+    /// What must not differ in a duplicate.
+    pub fingerprint: Fingerprint,
+    /// Executions begun under this key, this one included: 1, or more after takeovers.
+    pub attempt: u32,
+    /// When the first request under the key was seen; survives takeovers.
+    pub first_seen: Timestamp,
+    /// Where the execution stands.
+    pub state: State,
+}
+
+/// Where an execution stands.
+///
+/// ```text
+///             claim                    complete(answer | status | too large)
+///   absent ──────────▶ ongoing(token, lease) ──────────▶ finished | tombstone ──ttl──▶ absent
+///      ▲                 │  ▲   │       │ heartbeat: lease again
+///      └── release ──────┘  └───┘       └── mark unknown, or the lease lapses ──▶ unknown ──unknown_ttl──▶ absent
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It runs, as far as anyone can tell.
+    Ongoing {
+        /// Past this point, without a heartbeat, nobody knows any more.
+        lease_until: Timestamp,
+        /// How long the key stays [`State::Unknown`] if the lease lapses.
+        unknown_for: Duration,
+    },
+    /// It may have run; nobody can tell. At `until` the next attempt takes over.
+    Unknown {
+        /// From here on the key may be claimed again.
+        until: Timestamp,
+    },
+    /// It ran; what is kept of its answer is kept until `until`.
+    Finished {
+        /// From here on the key is free.
+        until: Timestamp,
+        /// The answer's status code.
+        status: u16,
+        /// What is kept of the answer.
+        kept: Kept,
+    },
+}
+
+/// What is kept of a first answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// All that may be replayed.
+    Answer(Answer),
+    /// The status alone: the rule says `"do": "status"`.
+    StatusOnly,
+    /// Nothing: a tombstone. It finished; the answer was too large to keep, or a stream.
+    Nothing,
+}
+
+/// An answer as it will be replayed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Names in lower case and values, in order, duplicates kept.
+    pub headers: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The body, byte for byte.
+    pub body: Vec<u8>,
+}

@@ -1,0 +1,100 @@
+//! What is asked of a store, what it says, and how it fails.
+
+pub mod shared_data;
+
+use crate::key::{Fingerprint, Key};
+use crate::record::{Kept, Record, Token};
+use std::time::Duration;
+
+/// One transition of one key's record. Every store carries it out atomically.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Claims the key if it is absent, expired, or unknown and past its time; else reads the record.
+    ///
+    /// A claim that meets a live record with *its own token* is a retry of itself (its first reply was
+    /// lost) and is answered [`Reply::Claimed`] again.
+    Claim {
+        /// The key to claim.
+        key: Key,
+        /// Fresh for every request; the same on a retry.
+        token: Token,
+        /// Stored with the claim, and compared by whoever meets it.
+        fingerprint: Fingerprint,
+        /// How long the claim lives without a heartbeat.
+        lease: Duration,
+        /// How long the key stays unknown when the lease lapses.
+        unknown_for: Duration,
+        /// Leave word that somebody waits, if the key is ongoing: whoever ends the claim is told so.
+        watch: bool,
+    },
+    /// Heartbeat: a new lease, counted from now.
+    Extend {
+        /// The claimed key.
+        key: Key,
+        /// Proves the claim.
+        token: Token,
+        /// Counted from now.
+        lease: Duration,
+    },
+    /// The execution ended; keep this.
+    Complete {
+        /// The claimed key.
+        key: Key,
+        /// Proves the claim.
+        token: Token,
+        /// The answer's status code.
+        status: u16,
+        /// What to keep. An answer beyond what the store can hold is kept as [`Kept::Nothing`].
+        kept: Kept,
+        /// How long, counted from now.
+        ttl: Duration,
+    },
+    /// Nothing was executed: frees the key. After a takeover the count of the attempts before it
+    /// survives, as an unknown whose time is over, so that the origin is not told a lie next time.
+    Release {
+        /// The claimed key.
+        key: Key,
+        /// Proves the claim.
+        token: Token,
+    },
+    /// It may have run; nobody can tell.
+    MarkUnknown {
+        /// The claimed key.
+        key: Key,
+        /// Proves the claim.
+        token: Token,
+        /// How long the key stays unknown, counted from now.
+        unknown_for: Duration,
+    },
+}
+
+/// What a store says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// To `Claim`: the key is yours.
+    Claimed {
+        /// 1, or more after takeovers: what the origin is told.
+        attempt: u32,
+    },
+    /// To `Claim`: the key is taken; this is its record. Never an expired one, and a lapsed lease
+    /// is already [`State::Unknown`](crate::record::State::Unknown).
+    Exists(Record),
+    /// To `Extend`, `Complete`, `Release`, `MarkUnknown`: done.
+    Done,
+    /// To the same four: the record is no longer yours (lapsed and taken over, or expired). Nothing
+    /// was changed.
+    NotOwner,
+}
+
+/// How a store fails. Never a miss: a store that cannot tell must not let a duplicate run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// It could not be asked, or did not answer in time.
+    Unavailable(&'static str),
+    /// There is no room that could be freed without dropping a live claim.
+    Full,
+    /// What stands under the key is no record this version can read.
+    Unreadable(&'static str),
+    /// Others changed the same place so often that the command was given up; nothing was changed.
+    Contended,
+}

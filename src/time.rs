@@ -1,0 +1,69 @@
+//! Points in time and lengths of time. No clock: whoever calls brings the time along.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+/// A point in time, in whole milliseconds since the Unix epoch.
+///
+/// Milliseconds, because leases are bounded below by a second and Redis's `TIME` and `PEXPIRE` think in
+/// them. Arithmetic saturates: a deadline that overflows is a deadline that never comes, not a wrap
+/// into the past that would free a claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// The point `millis` milliseconds after the Unix epoch.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// The point `length` later, or the last representable one.
+    #[must_use]
+    pub fn after(self, length: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(length.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long it is from `self` until `later`; zero when `later` is past.
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_millis(later.0.saturating_sub(self.0))
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds, e.g. `2026-11-24T04:06:34.120Z` (RFC 3339 section 5.6).
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // humantime refuses years past 9999; a deadline that never comes is clamped to that.
+        let millis = self.0.min(LAST_MILLISECOND_OF_9999);
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+        humantime::format_rfc3339_millis(time).fmt(f)
+    }
+}
+
+/// 9999-12-31T23:59:59.999Z, the last instant RFC 3339 can write.
+const LAST_MILLISECOND_OF_9999: u64 = 253_402_300_799_999;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_is_written_as_rfc_3339() {
+        let written = |millis| Timestamp::from_millis(millis).to_string();
+        assert_eq!(written(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(written(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(written(1_795_493_194_120), "2026-11-24T04:06:34.120Z");
+        assert_eq!(written(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn a_deadline_that_overflows_never_comes() {
+        let end = Timestamp::from_millis(u64::MAX - 1).after(Duration::from_secs(60));
+        assert_eq!(end, Timestamp::from_millis(u64::MAX));
+        assert_eq!(Timestamp::from_millis(5).until(Timestamp::from_millis(3)), Duration::ZERO);
+    }
+}
