@@ -4,6 +4,13 @@
 //! Keys are made in two steps, because most of what is wrong with a request can be seen before its
 //! body arrives: [`KeyPlan::begin`] reads the head, [`Draft::finish`] the body.
 
+mod path;
+mod pointer;
+mod template;
+
+pub use pointer::{Pointer, PointerError};
+pub use template::{Captures, LocationTemplate, PathTemplate, TemplateError};
+
 use std::fmt;
 
 /// Names one logical operation: a SHA-256 digest (HMAC-SHA-256 with a [`Secret`]) of 32 bytes.
@@ -115,7 +122,3 @@ pub enum FingerprintPlan {
     /// A JSON body without what these pointers find.
     Except(Vec<Pointer>),
 }
-
-/// A JSON Pointer (RFC 6901).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pointer(Vec<String>);
