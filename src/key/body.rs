@@ -1,0 +1,59 @@
+//! A body as keys and fingerprints look at it: JSON, a form, or bytes.
+
+use super::digest::Tag;
+use super::json::{self, NotJson, Value};
+use super::{KeyError, Pointer, form};
+use std::cell::OnceCell;
+
+/// A whole body and what it claims to be. Parsed at most once.
+pub(super) struct Body<'a> {
+    bytes: &'a [u8],
+    media_type: &'a [u8],
+    json: OnceCell<Result<Value<'a>, NotJson>>,
+}
+
+impl<'a> Body<'a> {
+    pub(super) fn new(bytes: &'a [u8], media_type: &'a [u8]) -> Self {
+        Self { bytes, media_type, json: OnceCell::new() }
+    }
+
+    /// The body as JSON, whatever it claims to be. An empty one counts as `{}`: it has no fields.
+    pub(super) fn json(&self) -> Result<&Value<'a>, KeyError> {
+        let text = if self.bytes.is_empty() { b"{}" } else { self.bytes };
+        let parsed = self.json.get_or_init(|| json::parse(text));
+        parsed.as_ref().map_err(|error| KeyError::BodyInvalid { why: error.why() })
+    }
+
+    /// What a pointer finds, canonical; `None` when that is nothing or says nothing.
+    pub(super) fn json_field(&self, pointer: &Pointer) -> Result<Option<String>, KeyError> {
+        let found = self.json()?.find(pointer).filter(|value| !value.is_blank());
+        Ok(found.map(Value::canonical))
+    }
+
+    /// Every value of a form's field. An empty body has none, whatever it claims to be.
+    pub(super) fn form_field(&self, name: &str) -> Result<Vec<Vec<u8>>, KeyError> {
+        if !self.bytes.is_empty() && self.media_type != form::MEDIA_TYPE {
+            return Err(KeyError::BodyInvalid {
+                why: "it is no application/x-www-form-urlencoded",
+            });
+        }
+        Ok(form::values(self.bytes, name))
+    }
+
+    /// The whole: canonical when it claims to be JSON and is, else its bytes.
+    pub(super) fn whole(&self) -> (Tag, Vec<u8>) {
+        if self.claims_json()
+            && !self.bytes.is_empty()
+            && let Ok(value) = self.json()
+        {
+            (Tag::Canonical, value.canonical().into_bytes())
+        } else {
+            (Tag::Bytes, self.bytes.to_vec())
+        }
+    }
+
+    /// `application/json`, or the `+json` of RFC 6839 section 3.1.
+    fn claims_json(&self) -> bool {
+        self.media_type == b"application/json" || self.media_type.ends_with(b"+json")
+    }
+}
