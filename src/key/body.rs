@@ -17,6 +17,11 @@ impl<'a> Body<'a> {
         Self { bytes, media_type, json: OnceCell::new() }
     }
 
+    /// What the body claims to be, in lower case without parameters; empty when it does not say.
+    pub(super) fn media_type(&self) -> &'a [u8] {
+        self.media_type
+    }
+
     /// The body as JSON, whatever it claims to be. An empty one counts as `{}`: it has no fields.
     pub(super) fn json(&self) -> Result<&Value<'a>, KeyError> {
         let text = if self.bytes.is_empty() { b"{}" } else { self.bytes };

@@ -8,7 +8,7 @@
 //! Frames can be told apart again in one way only, so different lists of frames have different pre-images:
 //! `("a", "bc")` is not `("ab", "c")`, and a header's value is not a cookie's.
 
-use super::{CallerSource, KeyPart, Secret};
+use super::Secret;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
@@ -93,35 +93,6 @@ impl Preimage {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Names a part of the key; its values follow.
-    pub(super) fn part(&mut self, part: &KeyPart) {
-        match part {
-            KeyPart::KeyHeader(name) => self.frame(Tag::KeyHeader, name.as_bytes()),
-            KeyPart::Header(name) => self.frame(Tag::Header, name.as_bytes()),
-            KeyPart::Query(name) => self.frame(Tag::Query, name.as_bytes()),
-            KeyPart::Cookie(name) => self.frame(Tag::Cookie, name.as_bytes()),
-            KeyPart::Path(name) => self.frame(Tag::Capture, name.as_bytes()),
-            KeyPart::Json(pointer) => self.frame(Tag::Json, pointer.to_string().as_bytes()),
-            KeyPart::Form(name) => self.frame(Tag::Form, name.as_bytes()),
-            KeyPart::Body => self.frame(Tag::Body, b""),
-        }
-    }
-
-    /// Names where the caller is found; the values follow.
-    pub(super) fn caller(&mut self, source: &CallerSource) {
-        match source {
-            CallerSource::Anyone => self.frame(Tag::Anyone, b""),
-            CallerSource::Header(name) => self.frame(Tag::CallerHeader, name.as_bytes()),
-            CallerSource::Cookie(name) => self.frame(Tag::CallerCookie, name.as_bytes()),
-            CallerSource::Metadata(path) => {
-                for step in path {
-                    self.frame(Tag::CallerMetadata, step.as_bytes());
-                }
-            }
-            CallerSource::Peer => self.frame(Tag::CallerPeer, b""),
-        }
-    }
-
     /// SHA-256, or HMAC-SHA-256 (RFC 2104) with a secret.
     pub(super) fn digest(&self, secret: Option<&Secret>) -> [u8; 32] {
         let Some(secret) = secret else {
@@ -132,5 +103,73 @@ impl Preimage {
             .unwrap_or_else(|_too_short_or_long| Hmac::<Sha256>::new(&Default::default()));
         mac.update(&self.0);
         mac.finalize().into_bytes().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn preimage(frames: &[(Tag, Vec<u8>)]) -> Preimage {
+        let mut preimage = Preimage::new(Subject::Key);
+        for (tag, bytes) in frames {
+            preimage.frame(*tag, bytes);
+        }
+        preimage
+    }
+
+    /// Reads a pre-image back: that this can be done is why no two lists of frames share one.
+    fn frames(preimage: &Preimage) -> Vec<(u8, Vec<u8>)> {
+        let mut rest = &preimage.0[2..];
+        let mut frames = Vec::new();
+        while let [tag, a, b, c, d, after @ ..] = rest {
+            let len = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+            frames.push((*tag, after[..len].to_vec()));
+            rest = &after[len..];
+        }
+        assert!(rest.is_empty());
+        frames
+    }
+
+    fn any_frames() -> impl Strategy<Value = Vec<(Tag, Vec<u8>)>> {
+        let tag = prop::sample::select(vec![Tag::Bytes, Tag::Canonical, Tag::Header, Tag::Absent]);
+        prop::collection::vec((tag, prop::collection::vec(0..3_u8, 0..4)), 0..4)
+    }
+
+    #[test]
+    fn a_preimage_is_written_as_documented() {
+        let preimage = preimage(&[(Tag::Rule, b"ab".to_vec()), (Tag::Absent, vec![])]);
+        assert_eq!(preimage.0, b"\x01K\x01\x00\x00\x00\x02ab\x04\x00\x00\x00\x00");
+        assert_eq!(Preimage::new(Subject::Fingerprint).0, b"\x01F");
+    }
+
+    #[test]
+    fn the_digest_is_hmac_sha_256_with_a_secret() {
+        // RFC 4231, test case 2, over a pre-image that is only the text of the case.
+        let text = Preimage(b"what do ya want for nothing?".to_vec());
+        let hex = |digest: [u8; 32]| digest.map(|byte| format!("{byte:02x}")).concat();
+        assert_eq!(
+            hex(text.digest(Some(&Secret(b"Jefe".to_vec())))),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        // FIPS 180-4, example of one block.
+        assert_eq!(
+            hex(Preimage(b"abc".to_vec()).digest(None)),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_preimage_can_be_read_back(frames in any_frames()) {
+            let expected: Vec<_> = frames.iter().map(|(tag, bytes)| (*tag as u8, bytes.clone())).collect();
+            prop_assert_eq!(super::tests::frames(&preimage(&frames)), expected);
+        }
+
+        #[test]
+        fn different_frames_have_different_preimages(a in any_frames(), b in any_frames()) {
+            prop_assert_eq!(a == b, preimage(&a) == preimage(&b));
+        }
     }
 }

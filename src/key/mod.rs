@@ -5,22 +5,30 @@
 //! body arrives: [`KeyPlan::begin`] reads the head, [`KeyPlan::finish`] the body.
 
 mod body;
+mod caller;
 mod client_key;
 mod digest;
 mod error;
+mod fingerprint;
 mod form;
 mod head;
 mod json;
+mod location;
+mod part;
 mod path;
 mod plan;
 mod pointer;
 mod template;
 
+pub use caller::CallerSource;
 pub use error::KeyError;
+pub use fingerprint::{Fingerprint, FingerprintPlan};
 pub use head::{Attributes, RequestHead, host};
-pub use plan::{CallerSource, Draft, FingerprintPlan, KeyPart, KeyPlan, Scope};
+pub use location::LocationTemplate;
+pub use part::KeyPart;
+pub use plan::{Draft, KeyPlan, Scope};
 pub use pointer::{Pointer, PointerError};
-pub use template::{Captures, LocationTemplate, PathTemplate, TemplateError};
+pub use template::{Captures, PathTemplate, TemplateError};
 
 use std::fmt;
 
@@ -42,11 +50,6 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Digest of what must not differ between two requests under one key; 32 zero bytes when the rule
-/// says `"fingerprint": "none"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint(pub [u8; 32]);
-
 /// Makes the digests keyed, so that who reads the store cannot guess keys (at least 16 bytes).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub Vec<u8>);
@@ -57,3 +60,6 @@ impl fmt::Debug for Secret {
         f.write_str("Secret(..)")
     }
 }
+
+#[cfg(test)]
+mod tests;

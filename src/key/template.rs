@@ -1,4 +1,4 @@
-//! Templates over the segments of a path: one that matches requests, one that makes locations.
+//! Path templates: which requests a rule matches, and what it captures of their paths.
 
 use super::path;
 use std::error::Error;
@@ -25,19 +25,6 @@ pub struct PathTemplate {
 /// `Debug` shows names alone: the values are the client's.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Captures(Vec<Capture>);
-
-/// Where a client is sent: a path or an `http(s)` URL, with `{name}` for captured values.
-///
-/// Captures may stand in the path and the query, never in the authority, so that a client cannot choose
-/// the host it is sent to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocationTemplate {
-    pieces: Vec<Piece>,
-    names: Vec<String>,
-}
-
-/// The most captures a template may have. Keys are made of one or two; the router panics at 25.
-const MAX_CAPTURES: usize = 16;
 
 /// Why a text is no template. `Display` quotes the text: it comes from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +149,9 @@ impl Captures {
         })
     }
 
-    fn location(&self, name: &str) -> String {
+    /// The value as a location may hold it: of its characters, only the unreserved ones (RFC 3986 section 2.3)
+    /// and the slashes between the segments of a tail are as they are. Empty when there is none.
+    pub(super) fn escaped(&self, name: &str) -> String {
         let normal =
             self.0.iter().find(|capture| capture.name == name).map(|it| it.normal.as_str());
         let segments: Vec<String> = normal
@@ -177,55 +166,6 @@ impl Captures {
 impl fmt::Debug for Captures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.0.iter().map(|capture| &capture.name)).finish()
-    }
-}
-
-impl LocationTemplate {
-    /// Reads a template.
-    ///
-    /// # Errors
-    ///
-    /// When the text is no template. That its names are captured by the rule's path is for the caller to
-    /// check, by [`LocationTemplate::names`].
-    pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\') {
-            return Err(TemplateError::NotPrintable(text.to_owned()));
-        }
-        let (fixed, open) = split_authority(text)?;
-        let mut pieces = vec![Piece::Literal(fixed.to_owned())];
-        let mut names = Vec::new();
-        let mut rest = open;
-        while let Some((literal, opened)) = rest.split_once('{') {
-            let (name, after) = opened
-                .split_once('}')
-                .ok_or_else(|| TemplateError::BadCapture(format!("{{{opened}")))?;
-            add_literal(&mut pieces, literal)?;
-            add_name(&mut names, name)?;
-            pieces.push(Piece::Capture(name.to_owned()));
-            rest = after;
-        }
-        add_literal(&mut pieces, rest)?;
-        Ok(Self { pieces, names })
-    }
-
-    /// The names of its captures, in order.
-    pub fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    /// The location for one request.
-    ///
-    /// Of a captured value only unreserved characters (RFC 3986 section 2.3) stay as they are, and the slashes
-    /// between the segments of a `{*rest}`: no value can end the header, the path or the parameter
-    /// it stands in. A name that was not captured leaves nothing.
-    pub fn fill(&self, captures: &Captures) -> String {
-        self.pieces
-            .iter()
-            .map(|piece| match piece {
-                Piece::Literal(text) => text.clone(),
-                Piece::Capture(name) => captures.location(name),
-            })
-            .collect()
     }
 }
 
@@ -267,6 +207,9 @@ impl fmt::Display for TemplateError {
 
 impl Error for TemplateError {}
 
+/// The most captures a template may have. Keys are made of one or two; the router panics at 25.
+const MAX_CAPTURES: usize = 16;
+
 #[derive(Clone, PartialEq, Eq)]
 struct Capture {
     name: String,
@@ -281,17 +224,18 @@ enum Reach {
     Tail,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Piece {
-    Literal(String),
-    Capture(String),
-}
-
-fn add_name(names: &mut Vec<String>, name: &str) -> Result<(), TemplateError> {
+/// Checks a capture's name.
+pub(super) fn check_name(name: &str) -> Result<(), TemplateError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     if name.is_empty() || !name.bytes().all(plain) {
         return Err(TemplateError::BadName(name.to_owned()));
     }
+    Ok(())
+}
+
+/// Adds a capture's name to those before it.
+fn add_name(names: &mut Vec<String>, name: &str) -> Result<(), TemplateError> {
+    check_name(name)?;
     if names.iter().any(|known| known == name) {
         return Err(TemplateError::DuplicateName(name.to_owned()));
     }
@@ -300,33 +244,6 @@ fn add_name(names: &mut Vec<String>, name: &str) -> Result<(), TemplateError> {
     }
     names.push(name.to_owned());
     Ok(())
-}
-
-fn add_literal(pieces: &mut Vec<Piece>, literal: &str) -> Result<(), TemplateError> {
-    if literal.contains('}') {
-        return Err(TemplateError::BadCapture(literal.to_owned()));
-    }
-    pieces.push(Piece::Literal(literal.to_owned()));
-    Ok(())
-}
-
-/// A location's scheme and authority (empty for a path), and what follows them.
-fn split_authority(text: &str) -> Result<(&str, &str), TemplateError> {
-    let bad = || TemplateError::BadLocation(text.to_owned());
-    // `//host/path` is a network-path reference (RFC 3986 section 4.2): it would leave the host.
-    if text.starts_with('/') && !text.starts_with("//") {
-        return Ok(("", text));
-    }
-    let after_scheme =
-        text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).ok_or_else(bad)?;
-    let authority_len = after_scheme.find(['/', '?', '#']).unwrap_or(after_scheme.len());
-    let scheme_len = text.len() - after_scheme.len();
-    let (fixed, open) = text.split_at_checked(scheme_len + authority_len).ok_or_else(bad)?;
-    // A URL without a path could run on into a capture: `https://host{id}`.
-    if authority_len == 0 || fixed.contains(['{', '}']) {
-        return Err(bad());
-    }
-    Ok((fixed, open))
 }
 
 #[cfg(test)]
@@ -439,65 +356,5 @@ mod tests {
     fn debug_does_not_show_what_was_captured() {
         let captures = template("/a/{id}").matches(b"/a/secret").unwrap();
         assert_eq!(format!("{captures:?}"), r#"["id"]"#);
-    }
-
-    #[test]
-    fn a_location_is_filled_with_what_was_captured() {
-        let captures = template("/o/{id}/{*rest}").matches(b"/o/7%20%c3%bc/a/b%2Fc").unwrap();
-        let filled = |text| LocationTemplate::parse(text).unwrap().fill(&captures);
-        assert_eq!(filled("/status/{id}"), "/status/7%20%C3%BC");
-        assert_eq!(
-            filled("https://a.example:8443/x/{rest}?id={id}"),
-            "https://a.example:8443/x/a/b%2Fc?id=7%20%C3%BC"
-        );
-        assert_eq!(filled("/status"), "/status");
-        assert_eq!(filled("/x-{id}.json"), "/x-7%20%C3%BC.json");
-        assert_eq!(filled("/status/{unknown}"), "/status/");
-    }
-
-    #[test]
-    fn no_captured_value_can_end_the_header_or_the_parameter_it_stands_in() {
-        let captures =
-            template("/o/{id}").matches(b"/o/%0d%0aSet-Cookie:a=b&c=d#e;\"\\\xff").unwrap();
-        let location = LocationTemplate::parse("/s?id={id}").unwrap().fill(&captures);
-        assert_eq!(location, "/s?id=%0D%0ASet-Cookie%3Aa%3Db%26c%3Dd");
-        for byte in 0..=u8::MAX {
-            let path = format!("/o/x%{byte:02x}");
-            let captures = template("/o/{id}").matches(path.as_bytes()).unwrap();
-            let location = LocationTemplate::parse("/{id}").unwrap().fill(&captures);
-            assert!(
-                location.bytes().all(|it| it.is_ascii_alphanumeric() || b"/%-._~".contains(&it))
-            );
-        }
-    }
-
-    #[test]
-    fn a_location_that_could_leave_its_host_is_refused() {
-        for text in [
-            "//host/{id}",
-            "{id}",
-            "",
-            "https://{id}/",
-            "https://a{id}",
-            "ftp://a/",
-            "https:///a",
-            "javascript:x",
-            "https://a}b/",
-        ] {
-            let refused = LocationTemplate::parse(text).unwrap_err();
-            assert_eq!(refused, TemplateError::BadLocation(text.into()));
-        }
-    }
-
-    #[test]
-    fn a_location_with_stray_braces_or_bytes_is_refused() {
-        let refused = |text| LocationTemplate::parse(text).unwrap_err();
-        assert_eq!(refused("/a/{id"), TemplateError::BadCapture("{id".into()));
-        assert_eq!(refused("/a/id}"), TemplateError::BadCapture("/a/id}".into()));
-        assert_eq!(refused("/a/{}"), TemplateError::BadName(String::new()));
-        assert_eq!(refused("/a/{*id}"), TemplateError::BadName("*id".into()));
-        for text in ["/a b", "/a\r\nb: c", "/\u{e4}", "/a\"b", "/a\\b"] {
-            assert_eq!(refused(text), TemplateError::NotPrintable(text.into()));
-        }
     }
 }
