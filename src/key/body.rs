@@ -47,13 +47,10 @@ impl<'a> Body<'a> {
 
     /// The whole: canonical when it claims to be JSON and is, else its bytes.
     pub(super) fn whole(&self) -> (Tag, Vec<u8>) {
-        if self.claims_json()
-            && !self.bytes.is_empty()
-            && let Ok(value) = self.json()
-        {
-            (Tag::Canonical, value.canonical().into_bytes())
-        } else {
-            (Tag::Bytes, self.bytes.to_vec())
+        let may_be_json = self.claims_json() && !self.bytes.is_empty();
+        match may_be_json.then(|| self.json()) {
+            Some(Ok(value)) => (Tag::Canonical, value.canonical().into_bytes()),
+            Some(Err(_)) | None => (Tag::Bytes, self.bytes.to_vec()),
         }
     }
 

@@ -4,7 +4,8 @@ use sfv::visitor::Ignored;
 use sfv::{BareItemFromInput, Parser, Version};
 use std::convert::Infallible;
 
-/// The longest key, in bytes after decoding: what Stripe takes, and more than any UUID or hash needs.
+/// The longest key, in bytes after decoding: what Stripe takes, and more than any UUID or hash
+/// needs.
 const MAX_BYTES: usize = 255;
 
 /// Reads the one key among the values of a key header.
@@ -13,7 +14,8 @@ const MAX_BYTES: usize = 255;
 ///
 /// What is wrong with it, in words that show none of it.
 pub(super) fn parse(values: &[&[u8]]) -> Result<Vec<u8>, &'static str> {
-    // RFC 8941 section 3.3: an Item comes in one field line. Two are two keys, even when they are equal.
+    // RFC 8941 section 3.3: an Item comes in one field line. Two are two keys, even when they are
+    // equal.
     let &[value] = values else {
         return Err("it is repeated");
     };
@@ -46,7 +48,8 @@ fn quoted(value: &[u8]) -> Result<Vec<u8>, &'static str> {
 
 /// Bare text: what a client sends that does not know of RFC 8941.
 ///
-/// Without what separates or quotes in a list, so that `a, b` and `"a` are refused, not taken for keys.
+/// Without what separates or quotes in a list, so that `a, b` and `"a` are refused, not taken for
+/// keys.
 fn bare(value: &[u8]) -> Result<Vec<u8>, &'static str> {
     let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b';' | b'"' | b'\\');
     if !value.iter().all(plain) {
@@ -106,6 +109,7 @@ mod tests {
             "\"a\";A=1",
             "\"a\";b=",
             "\"a\" ;b=1",
+            "\"a\";b=@1659578233",
             "\u{fc}",
             "\"\u{fc}\"",
             "a\0",

@@ -5,8 +5,8 @@
 //! frame     = tag (1 byte), length (4 bytes, big endian), bytes
 //! ```
 //!
-//! Frames can be told apart again in one way only, so different lists of frames have different pre-images:
-//! `("a", "bc")` is not `("ab", "c")`, and a header's value is not a cookie's.
+//! Frames can be told apart again in one way only, so different lists of frames have different
+//! pre-images: `("a", "bc")` is not `("ab", "c")`, and a header's value is not a cookie's.
 
 use super::Secret;
 use hmac::{Hmac, KeyInit, Mac};

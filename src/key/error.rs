@@ -6,8 +6,8 @@ use std::fmt;
 
 /// Why a request has no key. `Display` names what is wrong, never a value of the request.
 ///
-/// The variants stand in the order in which they are found: a request that lacks its key and has a bad body is
-/// told about the key.
+/// The variants stand in the order in which they are found: a request that lacks its key and has a
+/// bad body is told about the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyError {
     /// A part of the key is absent or empty. Which one, because a rule may let a request without a

@@ -11,7 +11,8 @@ pub struct Fingerprint(pub [u8; 32]);
 
 /// What must not differ between two requests under one key.
 ///
-/// Where fields are named, the body must be JSON, whatever its media type; an empty one counts as `{}`.
+/// Where fields are named, the body must be JSON, whatever its media type; an empty one counts as
+/// `{}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FingerprintPlan {
     /// The media type and the body, canonical when it is JSON and its media type says so, else its

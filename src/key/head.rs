@@ -4,8 +4,8 @@ use super::{Captures, form};
 
 /// What is known of a request before its body.
 pub struct RequestHead<'a> {
-    /// Names and values as Envoy has them, `:method`, `:authority` and `:path` among them. Neither need
-    /// be UTF-8.
+    /// Names and values as Envoy has them, `:method`, `:authority` and `:path` among them. Neither
+    /// need be UTF-8.
     pub headers: &'a [(Vec<u8>, Vec<u8>)],
     /// What Envoy knows besides.
     pub attributes: &'a dyn Attributes,
@@ -15,7 +15,8 @@ pub struct RequestHead<'a> {
 
 /// Envoy's attributes of a request ("Attributes" in Envoy's documentation).
 pub trait Attributes {
-    /// The value at a path, such as `["connection", "uri_san_peer_certificate"]`; `None` when there is none.
+    /// The value at a path, such as `["connection", "uri_san_peer_certificate"]`; `None` when there
+    /// is none.
     fn attribute(&self, path: &[&str]) -> Option<Vec<u8>>;
 }
 
@@ -47,8 +48,9 @@ impl RequestHead<'_> {
 
     /// Every value of a cookie, in order; what repeats the value before it is left out.
     ///
-    /// Browsers send a name twice when two paths or domains have set it (RFC 6265 section 4.2.2), and servers
-    /// differ in which one they take: two requests share a key only when they agree on all.
+    /// Browsers send a name twice when two paths or domains have set it (RFC 6265 section 4.2.2),
+    /// and servers differ in which one they take: two requests share a key only when they agree on
+    /// all.
     pub(super) fn cookies(&self, name: &str) -> Vec<Vec<u8>> {
         let mut values: Vec<Vec<u8>> = self
             .headers_named("cookie")
@@ -75,7 +77,8 @@ impl RequestHead<'_> {
         form::values(query.unwrap_or_default(), name)
     }
 
-    /// The media type of the body: type and subtype in lower case, without parameters; empty when absent.
+    /// The media type of the body: type and subtype in lower case, without parameters; empty when
+    /// absent.
     ///
     /// A parameter such as `charset` or a multipart boundary does not make another request of it.
     pub(super) fn media_type(&self) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! JSON as far as keys need it: strict reading, and one way to write each value.
 //!
-//! Not `serde_json`: that keeps the text of numbers only by a feature that all of a build shares, and keeps
-//! the last of two members of one name without a word.
+//! Not `serde_json`: that keeps the text of numbers only by a feature that all of a build shares,
+//! and keeps the last of two members of one name without a word.
 
 mod parse;
 
@@ -13,13 +13,14 @@ pub(super) use parse::{NotJson, parse};
 
 /// A JSON value. Text without escapes is borrowed from the body, and so are numbers.
 ///
-/// A tree of small values takes up to about fifteen times the bytes of its text, while it is looked at.
+/// A tree of small values takes up to about fifteen times the bytes of its text, while it is looked
+/// at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value<'a> {
     Null,
     Bool(bool),
-    /// As it stands in the text: `1`, `1.0` and `1e0` are three values, because a double does not hold every
-    /// amount of money, and no two readers of JSON agree on the rest.
+    /// As it stands in the text: `1`, `1.0` and `1e0` are three values, because a double does not
+    /// hold every amount of money, and no two readers of JSON agree on the rest.
     Number(&'a str),
     String(Cow<'a, str>),
     Array(Box<[Value<'a>]>),
@@ -58,8 +59,8 @@ impl Value<'_> {
         self.canonical_except(&[])
     }
 
-    /// The canonical form of what is left without the values that some pointers find. All of them are
-    /// resolved against the whole; an array closes up. Empty when the whole is left out.
+    /// The canonical form of what is left without the values that some pointers find. All of them
+    /// are resolved against the whole; an array closes up. Empty when the whole is left out.
     pub(super) fn canonical_except(&self, left_out: &[Pointer]) -> String {
         let paths: Vec<&[String]> = left_out.iter().map(Pointer::tokens).collect();
         let mut text = String::new();
@@ -114,7 +115,8 @@ fn below<'p>(paths: &[&'p [String]], leads: impl Fn(&str) -> bool) -> Option<Vec
     through.map(|(_, rest)| (!rest.is_empty()).then_some(rest)).collect()
 }
 
-/// RFC 6901 section 4: digits without leading zeros. `-`, the element after the last, finds nothing.
+/// RFC 6901 section 4: digits without leading zeros. `-`, the element after the last, finds
+/// nothing.
 fn array_index(token: &str) -> Option<usize> {
     let plain = token.bytes().all(|byte| byte.is_ascii_digit());
     (plain && (token == "0" || !token.starts_with('0'))).then(|| token.parse().ok())?

@@ -5,8 +5,8 @@ use super::{Captures, TemplateError};
 
 /// Where a client is sent: a path or an `http(s)` URL, with `{name}` for captured values.
 ///
-/// Captures may stand in the path and the query, never in the authority, so that a client cannot choose
-/// the host it is sent to.
+/// Captures may stand in the path and the query, never in the authority, so that a client cannot
+/// choose the host it is sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocationTemplate {
     pieces: Vec<Piece>,
@@ -18,8 +18,8 @@ impl LocationTemplate {
     ///
     /// # Errors
     ///
-    /// When the text is no template. That its names are captured by the rule's path is for the caller to
-    /// check, by [`LocationTemplate::names`].
+    /// When the text is no template. That its names are captured by the rule's path is for the
+    /// caller to check, by [`LocationTemplate::names`].
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\') {
             return Err(TemplateError::NotPrintable(text.to_owned()));
@@ -49,9 +49,9 @@ impl LocationTemplate {
 
     /// The location for one request.
     ///
-    /// Of a captured value only unreserved characters (RFC 3986 section 2.3) stay as they are, and the slashes
-    /// between the segments of a `{*rest}`: no value can end the header, the path or the parameter
-    /// it stands in. A name that was not captured leaves nothing.
+    /// Of a captured value only unreserved characters (RFC 3986 section 2.3) stay as they are, and
+    /// the slashes between the segments of a `{*rest}`: no value can end the header, the path or
+    /// the parameter it stands in. A name that was not captured leaves nothing.
     pub fn fill(&self, captures: &Captures) -> String {
         self.pieces
             .iter()

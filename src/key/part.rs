@@ -5,7 +5,8 @@ use super::digest::{Preimage, Tag};
 use super::{KeyError, Pointer, RequestHead, client_key};
 use std::fmt;
 
-/// One part of a key. `Display` says where it is looked for, e.g. `header idempotency-key`, `json /from`.
+/// One part of a key. `Display` says where it is looked for, e.g. `header idempotency-key`, `json
+/// /from`.
 ///
 /// A part that is there and empty counts as missing.
 #[derive(Clone, Debug, PartialEq, Eq)]

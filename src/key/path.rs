@@ -27,8 +27,9 @@ const NOT_IN_A_PATH: &AsciiSet = &CONTROLS
 /// The path of a `:path` header in normal form: no query, escapes of unreserved characters undone,
 /// the hexadecimal digits of others in upper case, no dot segments.
 ///
-/// Bytes that may not stand in a path are escaped, and so is a `%` that begins no escape. The result is
-/// therefore ASCII and safe in a header. An escaped slash stays escaped: it is part of a segment.
+/// Bytes that may not stand in a path are escaped, and so is a `%` that begins no escape. The
+/// result is therefore ASCII and safe in a header. An escaped slash stays escaped: it is part of a
+/// segment.
 pub(super) fn normalise(path: &[u8]) -> String {
     let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
     remove_dot_segments(&normalise_escapes(path.get(..end).unwrap_or_default()))
@@ -40,13 +41,13 @@ pub(super) fn normalise_escapes(path: &[u8]) -> String {
     let mut rest = path;
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
-        if byte == b'%'
-            && let Some((escaped, after)) = split_escape(after)
-        {
-            rest = after;
-            push_escaped(&mut normal, escaped, ALL_BUT_UNRESERVED);
-        } else {
-            push_escaped(&mut normal, byte, NOT_IN_A_PATH);
+        let escape = if byte == b'%' { split_escape(after) } else { None };
+        match escape {
+            Some((escaped, after)) => {
+                rest = after;
+                push_escaped(&mut normal, escaped, ALL_BUT_UNRESERVED);
+            }
+            None => push_escaped(&mut normal, byte, NOT_IN_A_PATH),
         }
     }
     normal

@@ -50,8 +50,8 @@ impl KeyPlan {
     ///
     /// # Errors
     ///
-    /// In this order, whatever the order of the parts: [`KeyError::KeyMissing`] for the first part of
-    /// the head that is missing, [`KeyError::KeyInvalid`], [`KeyError::CallerMissing`].
+    /// In this order, whatever the order of the parts: [`KeyError::KeyMissing`] for the first part
+    /// of the head that is missing, [`KeyError::KeyInvalid`], [`KeyError::CallerMissing`].
     pub fn begin(&self, head: &RequestHead<'_>) -> Result<Draft, KeyError> {
         let parts = self.parts.iter().filter(|part| !part.is_in_body());
         let found = read(parts, |part| part.in_head(head))?;
@@ -77,7 +77,8 @@ impl KeyPlan {
     /// # Errors
     ///
     /// [`KeyError::KeyMissing`] for the first part of the body that is missing; else
-    /// [`KeyError::BodyInvalid`] when a part or the fingerprint needs JSON or a form and the body is neither.
+    /// [`KeyError::BodyInvalid`] when a part or the fingerprint needs JSON or a form and the body
+    /// is neither.
     pub fn finish(
         &self,
         draft: Draft,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 /// Matches the path of a request, segment by segment, and captures some of it.
 ///
-/// `{name}` stands for one whole segment, `{*rest}` in the last place for all that is left. Everything
-/// else is literal. Requests are compared in normal form (RFC 3986 section 6.2.2), so `/%61` is `/a`, and the
-/// query is no part of the comparison. A trailing slash is significant.
+/// `{name}` stands for one whole segment, `{*rest}` in the last place for all that is left.
+/// Everything else is literal. Requests are compared in normal form (RFC 3986 section 6.2.2), so
+/// `/%61` is `/a`, and the query is no part of the comparison. A trailing slash is significant.
 #[derive(Clone)]
 pub struct PathTemplate {
     text: String,
@@ -41,7 +41,8 @@ pub enum TemplateError {
     TooManyCaptures,
     /// A `{*name}` before the last segment.
     TailNotLast(String),
-    /// A literal segment that no path in normal form has: `.` or `..`, or one with a `?` or `#` in it.
+    /// A literal segment that no path in normal form has: `.` or `..`, or one with a `?` or `#` in
+    /// it.
     NeverMatches(String),
     /// A location that is neither a path nor an `http` or `https` URL, or one with a capture in its
     /// authority.
@@ -67,10 +68,11 @@ impl PathTemplate {
         while let Some(segment) = segments.next() {
             route.push('/');
             if !segment.contains(['{', '}']) {
-                if matches!(segment, "." | "..") || segment.contains(['?', '#']) {
+                let normal = path::normalise_escapes(segment.as_bytes());
+                if matches!(normal.as_str(), "." | "..") || segment.contains(['?', '#']) {
                     return Err(TemplateError::NeverMatches(segment.to_owned()));
                 }
-                route.push_str(&path::normalise_escapes(segment.as_bytes()));
+                route.push_str(&normal);
                 continue;
             }
             let inside = segment
@@ -149,8 +151,9 @@ impl Captures {
         })
     }
 
-    /// The value as a location may hold it: of its characters, only the unreserved ones (RFC 3986 section 2.3)
-    /// and the slashes between the segments of a tail are as they are. Empty when there is none.
+    /// The value as a location may hold it: of its characters, only the unreserved ones (RFC 3986
+    /// section 2.3) and the slashes between the segments of a tail are as they are. Empty when
+    /// there is none.
     pub(super) fn escaped(&self, name: &str) -> String {
         let normal =
             self.0.iter().find(|capture| capture.name == name).map(|it| it.normal.as_str());
@@ -331,6 +334,7 @@ mod tests {
         assert_eq!(refused("/{*a}/b"), TemplateError::TailNotLast("{*a}".into()));
         assert_eq!(refused("/a?b"), TemplateError::NeverMatches("a?b".into()));
         assert_eq!(refused("/../b"), TemplateError::NeverMatches("..".into()));
+        assert_eq!(refused("/a/%2e"), TemplateError::NeverMatches("%2e".into()));
         assert_eq!(refused("/{a}/{a}").to_string(), "{a} stands twice");
     }
 

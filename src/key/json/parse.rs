@@ -3,8 +3,8 @@
 use super::{Member, Value};
 use std::borrow::Cow;
 
-/// How deep arrays and objects may nest. As deep as `serde_json` reads; far deeper than any API's body,
-/// and a few kilobytes of stack.
+/// How deep arrays and objects may nest. As deep as `serde_json` reads; far deeper than any API's
+/// body, and a few kilobytes of stack.
 const MAX_DEPTH: usize = 128;
 
 /// Why a body is no JSON that a key can be made of.
@@ -16,8 +16,8 @@ pub(in super::super) enum NotJson {
     Encoding,
     /// It nests deeper than 128 arrays and objects.
     TooDeep,
-    /// An object has a name twice: readers differ in which one they take (RFC 8259 section 4), and the
-    /// origin might take the other one.
+    /// An object has a name twice: readers differ in which one they take (RFC 8259 section 4), and
+    /// the origin might take the other one.
     DuplicateName,
 }
 

@@ -240,7 +240,8 @@ fn any_value() -> impl Strategy<Value = Value<'static>> {
     })
 }
 
-/// Writes a value as another client might: other space, members in reverse, every character escaped.
+/// Writes a value as another client might: other space, members in reverse, every character
+/// escaped.
 fn spell_differently(value: &Value<'_>, text: &mut String) {
     let string = |string: &str| -> String {
         let escaped: String = string.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
