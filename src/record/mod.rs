@@ -1,5 +1,8 @@
 //! What a store keeps under a key.
 
+pub mod headers;
+pub mod outcome;
+
 use crate::key::Fingerprint;
 use crate::time::Timestamp;
 use std::time::Duration;
