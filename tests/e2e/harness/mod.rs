@@ -1,0 +1,66 @@
+//! A whole world in a line: a real Envoy with the module, an origin that counts, and clients.
+
+pub mod client;
+pub mod envoy;
+pub mod origin;
+
+pub use client::{Answer, Client, Request};
+pub use envoy::{Bootstrap, Envoy};
+pub use origin::Origin;
+
+use serde_json::Value;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that must come. Far above what it takes on a busy machine, and
+/// it is reached only by a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An Envoy with the filter in front of an origin.
+pub struct World {
+    pub envoy: Envoy,
+    pub origin: Origin,
+}
+
+impl World {
+    /// Starts `envoy/demo.yaml` with this configuration of the filter.
+    pub async fn start(config: Value) -> Self {
+        Self::start_with(Bootstrap::demo().config(&config)).await
+    }
+
+    /// Starts a bootstrap that a test has changed further.
+    pub async fn start_with(bootstrap: Bootstrap) -> Self {
+        let origin = Origin::start().await;
+        let envoy = Envoy::start(bootstrap.origin(origin.address.port())).await;
+        Self { envoy, origin }
+    }
+
+    /// A POST of JSON to this path, over HTTP/1.1, on a connection of its own.
+    pub fn post(&self, path: &str) -> Request {
+        Request::new(self.envoy.front, "POST", path)
+    }
+
+    /// Executions at the origin, of all paths.
+    pub fn executions(&self) -> usize {
+        self.origin.seen().len()
+    }
+
+    /// `idempotency_requests_total` of a rule and outcome.
+    pub async fn counted(&self, rule: &str, outcome: &str) -> u64 {
+        let name = format!("idempotency_requests_total.rule.{rule}.outcome.{outcome}");
+        self.envoy.stat(&format!("wasmcustom.{name}")).await.unwrap_or(0)
+    }
+}
+
+/// Waits until `what` is so.
+///
+/// # Panics
+///
+/// When it never is.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "it never came true that {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,3 @@
+//! The filter in a real Envoy, with two workers, in front of an origin that counts.
+
+mod harness;
