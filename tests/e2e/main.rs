@@ -1,3 +1,29 @@
 //! The filter in a real Envoy, with two workers, in front of an origin that counts.
 
+mod bodies;
+mod bypass;
+mod configuration;
+mod duplicates;
+mod flood;
 mod harness;
+mod keys;
+mod ongoing;
+mod outcomes;
+mod telemetry;
+mod transitions;
+
+use serde_json::{Value, json};
+
+/// A rule for `/pay`: a client's key, a caller, all else by default, and what a test adds.
+fn pay(more: Value) -> Value {
+    let mut rule = json!({
+        "name": "pay",
+        "match": { "path": "/pay" },
+        "key": [ { "key_header": "idempotency-key" } ],
+        "caller": { "header": "authorization" }
+    });
+    if let (Some(rule), Value::Object(more)) = (rule.as_object_mut(), more) {
+        rule.extend(more);
+    }
+    json!({ "rules": [rule] })
+}

@@ -1,0 +1,244 @@
+//! Of any number of duplicates, one runs, and the others get its answer.
+
+use crate::harness::{Answer, Client, World};
+use crate::pay;
+use serde_json::json;
+use std::collections::HashSet;
+
+async fn at_once(requests: Vec<crate::harness::Request>) -> Vec<Answer> {
+    let tasks: Vec<_> =
+        requests.into_iter().map(|request| tokio::spawn(request.send())).collect();
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.push(task.await.unwrap());
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_gets_the_first_answer() {
+    let world = World::start(pay(json!({}))).await;
+    let request = world.post("/pay").key("a").caller("alice").json(r#"{"amount":1}"#);
+    let first = request.clone().send().await;
+    let retry = request.clone().send().await;
+    let over_http2 = request.http2().send().await;
+    assert_eq!((first.status, first.is_replay()), (200, false));
+    assert_eq!((retry.status, retry.is_replay()), (200, true));
+    assert_eq!((over_http2.status, over_http2.is_replay()), (200, true));
+    assert_eq!(first.body, retry.body);
+    assert_eq!(first.body, over_http2.body);
+    assert_eq!(world.executions(), 1);
+    assert_eq!(world.origin.seen()[0].header("idempotency-key"), Some("a"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_200_at_once_one_runs_and_the_others_are_refused() {
+    let world = World::start(pay(json!({}))).await;
+    let request = world
+        .post("/pay")
+        .key("a")
+        .caller("alice")
+        .header("x-origin-hold", "first")
+        .json(r#"{"amount":1}"#);
+    let tasks: Vec<_> = (0..200).map(|_| tokio::spawn(request.clone().send())).collect();
+    crate::harness::eventually("199 were refused", async || {
+        world.counted("pay", "rejected").await == 199
+    })
+    .await;
+    world.origin.release("first");
+    let mut ran = 0;
+    for task in tasks {
+        let answer = task.await.unwrap();
+        if answer.status == 200 {
+            ran += 1;
+        } else {
+            assert_eq!((answer.status, answer.code().as_str()), (409, "in-progress"));
+            assert_eq!(answer.header("retry-after"), Some("1"));
+        }
+    }
+    assert_eq!((ran, world.executions()), (1, 1));
+    let later = request.send().await;
+    assert!(later.is_replay());
+    assert_eq!(world.executions(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_200_at_once_one_runs_and_the_others_wait_for_its_answer() {
+    let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "15s" } } }))).await;
+    let request = world
+        .post("/pay")
+        .key("a")
+        .caller("alice")
+        .header("x-origin-hold", "first")
+        .json(r#"{"amount":1}"#);
+    let tasks: Vec<_> = (0..200).map(|_| tokio::spawn(request.clone().send())).collect();
+    crate::harness::eventually("199 wait", async || {
+        world.envoy.stat("wasmcustom.idempotency_waiters").await == Some(199)
+    })
+    .await;
+    world.origin.release("first");
+    let mut bodies = HashSet::new();
+    let mut replays = 0;
+    for task in tasks {
+        let answer = task.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        replays += usize::from(answer.is_replay());
+        bodies.insert(answer.body);
+    }
+    assert_eq!((bodies.len(), replays, world.executions()), (1, 199, 1));
+    assert_eq!(world.counted("pay", "waited").await, 199);
+    assert_eq!(world.envoy.stat("wasmcustom.idempotency_waiters").await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_keys_do_not_mix() {
+    let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "15s" } } }))).await;
+    let mut requests = Vec::new();
+    for round in 0..4 {
+        for number in 0..500 {
+            let key = format!("key-{number}");
+            let body = format!("{{\"number\":{number}}}");
+            let echo = format!("x-number: {number}");
+            let request = world.post("/pay").key(&key).caller("alice").json(&body);
+            // The first round alone may run; what it answers tells the key.
+            requests.push((number, round, request.header("x-origin-header", echo)));
+        }
+    }
+    let clients: Vec<_> = (0..20).map(|_| Client::connect(world.envoy.front, true)).collect();
+    let mut connected = Vec::new();
+    for client in clients {
+        connected.push(std::sync::Arc::new(client.await.unwrap()));
+    }
+    let tasks: Vec<_> = requests
+        .into_iter()
+        .map(|(number, _, request)| {
+            let client = connected[number % connected.len()].clone();
+            tokio::spawn(async move { (number, client.send(request).await.unwrap()) })
+        })
+        .collect();
+    for task in tasks {
+        let (number, answer) = task.await.unwrap();
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("x-number"), Some(number.to_string().as_str()));
+    }
+    assert_eq!(world.executions(), 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_has_the_headers_in_order_with_duplicates_and_never_a_cookie() {
+    let world = World::start(pay(json!({}))).await;
+    let mut request = world
+        .post("/pay")
+        .key("a")
+        .caller("alice")
+        .json("{}")
+        .header("x-origin-status", "201")
+        .header("x-origin-bytes", "70000");
+    for line in [
+        "content-type: application/vnd.bank+json; charset=utf-8",
+        "location: /payments/1",
+        "x-twice: one",
+        "etag: \"abc\"",
+        "x-twice: two",
+        "set-cookie: session=secret",
+        "set-cookie: other=secret",
+        "www-authenticate: Basic",
+        "x-request-id: 7",
+        "x-ratelimit-remaining: 3",
+        "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "strict-transport-security: max-age=1",
+        "x-twice: three",
+    ] {
+        request = request.header("x-origin-header", line);
+    }
+    let first = request.clone().send().await;
+    let retry = request.send().await;
+    assert_eq!(world.executions(), 1);
+    assert!(first.headers.iter().any(|(name, _)| name == "set-cookie"));
+    assert_eq!(retry.status, 201);
+    assert_eq!(retry.body, first.body);
+    assert_eq!(retry.body.len(), 70_000);
+    let kept: Vec<_> = retry
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .filter(|(name, _)| !["date", "server", "content-length"].contains(name))
+        .collect();
+    assert_eq!(
+        kept,
+        [
+            ("content-type", "application/vnd.bank+json; charset=utf-8"),
+            ("location", "/payments/1"),
+            ("x-twice", "one"),
+            ("x-twice", "two"),
+            ("x-twice", "three"),
+            ("etag", "\"abc\""),
+            ("idempotent-replayed", "true"),
+        ]
+        .map(|pair| pair)
+    );
+    assert_eq!(retry.header("content-length"), Some("70000"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_a_content_type_is_replayed_without_one() {
+    let world = World::start(pay(json!({}))).await;
+    let request = world
+        .post("/pay")
+        .key("a")
+        .caller("alice")
+        .json("{}")
+        .header("x-origin-bytes", "10");
+    let first = request.clone().send().await;
+    let retry = request.send().await;
+    assert_eq!(first.header("content-type"), None);
+    assert!(retry.is_replay());
+    assert_eq!(retry.header("content-type"), None);
+    assert_eq!(retry.body, first.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_answer_is_replayed_empty() {
+    let world = World::start(pay(json!({}))).await;
+    let request = world
+        .post("/pay")
+        .key("a")
+        .caller("alice")
+        .json("{}")
+        .header("x-origin-status", "204")
+        .header("x-origin-header", "x-done: yes")
+        .header("x-origin-bytes", "0");
+    let first = request.clone().send().await;
+    let retry = request.send().await;
+    assert_eq!((first.status, first.body.len()), (204, 0));
+    assert_eq!((retry.status, retry.body.len(), retry.is_replay()), (204, 0, true));
+    assert_eq!(retry.header("x-done"), Some("yes"));
+    assert_eq!(world.executions(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_answer_without_a_length_is_replayed_byte_for_byte() {
+    let world = World::start(pay(json!({}))).await;
+    let request =
+        world.post("/pay").key("a").caller("alice").json("{}").header("x-origin-stream", "200");
+    let first = request.clone().send().await;
+    let retry = request.send().await;
+    assert_eq!(first.body.len(), 200_000);
+    assert!(retry.is_replay());
+    assert_eq!(retry.body, first.body);
+    assert_eq!(world.executions(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn duplicates_on_both_workers_run_once() {
+    let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "15s" } } }))).await;
+    // Connections are spread over the workers by the kernel; with forty, both have some.
+    for round in 0..20 {
+        let key = format!("round-{round}");
+        let request = world.post("/pay").key(&key).caller("alice").json("{}");
+        let answers = at_once((0..40).map(|_| request.clone()).collect()).await;
+        assert!(answers.iter().all(|answer| answer.status == 200));
+        assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
+        assert_eq!(world.executions(), round + 1);
+    }
+}

@@ -1,0 +1,166 @@
+//! Whatever clients send: memory stays bounded, and no worker stops.
+
+use crate::harness::client::Raw;
+use crate::harness::{Client, World, eventually};
+use crate::pay;
+use serde_json::json;
+use std::sync::Arc;
+
+/// Bytes that the table may take at the most.
+const BUDGET: u64 = 4 * 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_keys_takes_no_more_than_the_budget_and_no_running_claim() {
+    let mut config = pay(json!({}));
+    config["store"] = json!({ "memory": { "entries": 4096, "budget": "4MiB" } });
+    let world = Arc::new(World::start(config).await);
+    let request = |number: usize| {
+        world.post("/pay").key(&format!("key-{number}")).caller("alice").json("{\"amount\":1}")
+    };
+    let held = request(1_000_000).header("x-origin-hold", "it");
+    let running = tokio::spawn(held.clone().send());
+    eventually("one runs", async || world.executions() == 1).await;
+
+    let flood = async |from: usize, to: usize| {
+        let mut tasks = Vec::new();
+        for lane in 0..16 {
+            let client = Client::connect(world.envoy.front, false).await.unwrap();
+            let requests: Vec<_> =
+                (from..to).filter(|number| number % 16 == lane).map(&request).collect();
+            tasks.push(tokio::spawn(async move {
+                for request in requests {
+                    assert_eq!(client.send(request).await.unwrap().status, 200);
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+    };
+    // A first part fills the table and whatever else Envoy warms up.
+    flood(0, 20_000).await;
+    let before = world.envoy.resident_bytes();
+    flood(20_000, 100_000).await;
+    let after = world.envoy.resident_bytes();
+    assert!(
+        after < before + 2 * BUDGET,
+        "80,000 further keys took {} KiB",
+        (after - before.min(after)) / 1024
+    );
+    assert_eq!(world.executions(), 100_001);
+
+    // The newest keys are still there …
+    for number in 99_900..100_000 {
+        assert!(request(number).send().await.is_replay(), "{number}");
+    }
+    // … and so is the claim that ran all the while.
+    assert_eq!(held.clone().send().await.code(), "in-progress");
+    world.origin.release("it");
+    assert_eq!(running.await.unwrap().status, 200);
+    assert!(held.send().await.is_replay());
+    assert_eq!(world.executions(), 100_001);
+    let evictions = world.envoy.stat("wasmcustom.idempotency_evictions_total").await.unwrap();
+    assert!(evictions >= 100_001 - 4_096, "{evictions}");
+}
+
+/// SplitMix64: the same bytes in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn bytes(&mut self, most: u64) -> Vec<u8> {
+        let length = self.next() % (most + 1);
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+
+    /// Bytes that can stand in a header: what is left is up to the filter and not to Envoy's codec.
+    fn value(&mut self, most: u64) -> Vec<u8> {
+        self.bytes(most).into_iter().filter(|byte| *byte >= 32 && *byte != 127).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_bytes_stop_no_worker() {
+    let key = json!([
+        { "key_header": "idempotency-key" }, { "header": "x-a" }, { "cookie": "c" },
+        { "query": "q" }, { "path": "p" },
+    ]);
+    let config = json!({ "rules": [
+        { "name": "head", "match": { "path": "/head/{p}" }, "key": key, "caller": "anyone" },
+        { "name": "json", "match": { "path": "/json" }, "key": [ { "json": "/a" } ],
+          "caller": "anyone", "fingerprint": { "except": ["/b"] } },
+        { "name": "form", "match": { "path": "/form" }, "key": [ { "form": "a" } ], "caller": "anyone" },
+        { "name": "body", "match": { "path": "/{*rest}" }, "key": [ "body" ],
+          "caller": { "header": "x-caller" } },
+    ] });
+    let world = World::start(config).await;
+    let mut random = Random(20_261_124);
+    let pieces: [&[u8]; 12] = [
+        b"{\"a\":", b"[", b"]", b"}", b"\"", b"\\u", b"d800", b"1e999", b"null", b",", b"a=", b"%",
+    ];
+    let mut raw = Raw::connect(world.envoy.front).await.unwrap();
+    let mut answered = 0;
+    for _ in 0..10_000 {
+        let mut request = Vec::new();
+        let path: &[u8] = match random.next() % 4 {
+            0 => b"/head/%2e%2e%zz?q=%ff&q=",
+            1 => b"/json",
+            2 => b"/form",
+            _ => b"/any/thing",
+        };
+        request.extend_from_slice(b"POST ");
+        request.extend_from_slice(path);
+        request.extend_from_slice(b" HTTP/1.1\r\nhost: h\r\nx-origin-bytes: 1\r\n");
+        for name in ["idempotency-key", "x-a", "x-a", "cookie", "x-caller", "x-\u{fe}"] {
+            request.extend_from_slice(name.as_bytes());
+            request.extend_from_slice(b": ");
+            request.extend_from_slice(&random.value(40));
+            request.extend_from_slice(b"\r\n");
+        }
+        let kind: &[u8] = match random.next() % 3 {
+            0 => b"application/json",
+            1 => b"application/x-www-form-urlencoded",
+            _ => b"\xff\xfe",
+        };
+        request.extend_from_slice(b"content-type: ");
+        request.extend_from_slice(kind);
+        let mut body = Vec::new();
+        for _ in 0..random.next() % 12 {
+            if random.next() % 3 == 0 {
+                body.extend(random.bytes(30));
+            } else {
+                body.extend_from_slice(pieces[(random.next() % pieces.len() as u64) as usize]);
+            }
+        }
+        request.extend_from_slice(format!("\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes());
+        request.extend_from_slice(&body);
+        // What Envoy's codec refuses, it closes the connection for.
+        let answer = match raw.write(&request).await {
+            Ok(()) => raw.read_until("\r\n\r\n").await.unwrap_or_default(),
+            Err(_) => String::new(),
+        };
+        answered += usize::from(answer.starts_with("HTTP/1.1"));
+        // A new connection, so that nobody need tell where the last answer ended.
+        raw = Raw::connect(world.envoy.front).await.unwrap();
+    }
+    assert!(answered > 5_000, "{answered}");
+    let failures: Vec<_> = world
+        .envoy
+        .stats("wasm")
+        .await
+        .into_iter()
+        .filter(|line| line.contains("envoy_wasm") || line.contains("vm_reload") || line.contains("fail"))
+        .filter(|line| !line.ends_with(": 0"))
+        .collect();
+    assert!(!world.envoy.log().contains("wasm_fail"), "{failures:?}");
+    assert!(!world.envoy.log().contains("Function: proxy_on"), "a trap: {failures:?}");
+    let next = world.post("/json").json("{\"a\":1}").send().await;
+    assert_eq!(next.status, 200);
+}
