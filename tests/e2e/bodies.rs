@@ -8,7 +8,8 @@ use serde_json::json;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_different_request_under_a_used_key_is_refused_in_flight_and_after() {
     let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "15s" } } }))).await;
-    let request = world.post("/pay").key("secret-key").caller("alice").header("x-origin-hold", "it");
+    let request =
+        world.post("/pay").key("secret-key").caller("alice").header("x-origin-hold", "it");
     let first = tokio::spawn(request.clone().json(r#"{"amount":1}"#).send());
     crate::harness::eventually("the first runs", async || world.executions() == 1).await;
     let other = request.clone().json(r#"{"amount":2}"#);
@@ -49,7 +50,9 @@ async fn a_body_split_at_every_byte_is_one_body() {
         let (first, second) = body.split_at(split);
         // With a length …
         let mut raw = Raw::connect(world.envoy.front).await.unwrap();
-        raw.write(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes()).await.unwrap();
+        raw.write(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes())
+            .await
+            .unwrap();
         raw.write(first).await.unwrap();
         tokio::task::yield_now().await;
         raw.write(second).await.unwrap();

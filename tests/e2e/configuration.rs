@@ -54,8 +54,7 @@ async fn a_struct_is_as_good_as_a_string() {
     let value = json!({ "@type": config["@type"], "value": pay(json!({
         "outcomes": [ { "status": [404], "do": "release" } ]
     })) });
-    let bootstrap =
-        Bootstrap::demo().with(|bootstrap| bootstrap.plugin()["configuration"] = value);
+    let bootstrap = Bootstrap::demo().with(|bootstrap| bootstrap.plugin()["configuration"] = value);
     let world = World::start_with(bootstrap).await;
     let request = world.post("/pay").key("a").caller("alice").json("{}");
     request.clone().send().await;

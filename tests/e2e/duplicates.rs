@@ -6,8 +6,7 @@ use serde_json::json;
 use std::collections::HashSet;
 
 async fn at_once(requests: Vec<crate::harness::Request>) -> Vec<Answer> {
-    let tasks: Vec<_> =
-        requests.into_iter().map(|request| tokio::spawn(request.send())).collect();
+    let tasks: Vec<_> = requests.into_iter().map(|request| tokio::spawn(request.send())).collect();
     let mut answers = Vec::new();
     for task in tasks {
         answers.push(task.await.unwrap());
@@ -183,12 +182,8 @@ async fn a_replay_has_the_headers_in_order_with_duplicates_and_never_a_cookie() 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_without_a_content_type_is_replayed_without_one() {
     let world = World::start(pay(json!({}))).await;
-    let request = world
-        .post("/pay")
-        .key("a")
-        .caller("alice")
-        .json("{}")
-        .header("x-origin-bytes", "10");
+    let request =
+        world.post("/pay").key("a").caller("alice").json("{}").header("x-origin-bytes", "10");
     let first = request.clone().send().await;
     let retry = request.send().await;
     assert_eq!(first.header("content-type"), None);

@@ -156,7 +156,9 @@ async fn random_bytes_stop_no_worker() {
         .stats("wasm")
         .await
         .into_iter()
-        .filter(|line| line.contains("envoy_wasm") || line.contains("vm_reload") || line.contains("fail"))
+        .filter(|line| {
+            line.contains("envoy_wasm") || line.contains("vm_reload") || line.contains("fail")
+        })
         .filter(|line| !line.ends_with(": 0"))
         .collect();
     assert!(!world.envoy.log().contains("wasm_fail"), "{failures:?}");

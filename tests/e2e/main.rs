@@ -1,5 +1,14 @@
 //! The filter in a real Envoy, with two workers, in front of an origin that counts.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test: clippy sees only what stands in a #[test] function as one"
+)]
+
 mod bodies;
 mod bypass;
 mod configuration;

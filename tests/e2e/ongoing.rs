@@ -54,10 +54,7 @@ async fn a_released_claim_passes_to_exactly_one_waiter() {
     let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "15s" } } }))).await;
     let request = world.post("/pay").key("a").caller("alice").json("{}");
     // 429: the origin has done nothing, so the key is free again.
-    let first = request
-        .clone()
-        .header("x-origin-status", "429")
-        .header("x-origin-hold", "first");
+    let first = request.clone().header("x-origin-status", "429").header("x-origin-hold", "first");
     let first = tokio::spawn(first.send());
     eventually("the first runs", async || world.executions() == 1).await;
     let tasks: Vec<_> = (0..40)
@@ -138,12 +135,8 @@ async fn a_duplicate_is_redirected_to_where_the_answer_will_be() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_outlives_a_slow_origin() {
     let world = World::start(pay(json!({ "lease": "1s" }))).await;
-    let request = world
-        .post("/pay")
-        .key("a")
-        .caller("alice")
-        .json("{}")
-        .header("x-origin-delay-ms", "3500");
+    let request =
+        world.post("/pay").key("a").caller("alice").json("{}").header("x-origin-delay-ms", "3500");
     let first = tokio::spawn(request.clone().send());
     eventually("the first runs", async || world.executions() == 1).await;
     let begun = Instant::now();

@@ -115,10 +115,8 @@ async fn the_origin_decides_by_a_header_that_the_client_never_sees() {
     request("b", "ttl=1").send().await;
     let retry = request("b", "ttl=1").send().await;
     assert_eq!((retry.is_replay(), retry.header("idempotency-control")), (true, None));
-    eventually("the record is over", async || {
-        !request("b", "ttl=1").send().await.is_replay()
-    })
-    .await;
+    eventually("the record is over", async || !request("b", "ttl=1").send().await.is_replay())
+        .await;
     assert_eq!(world.executions(), 4);
 }
 

@@ -1,8 +1,8 @@
 //! HTTP clients: HTTP/1.1 and HTTP/2, and bytes on a socket for what no client would send.
 
 use super::PATIENCE;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Bytes, Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper::{HeaderMap, Method};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -198,8 +198,7 @@ impl Client {
         let body: Body = match request.trailers {
             None => Full::new(body).boxed(),
             Some(trailers) => {
-                let frames = [Ok(Frame::data(body)), Ok(Frame::trailers(trailers))];
-                BodyExt::boxed(StreamBody::new(tokio_stream::iter(frames)))
+                Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers)))).boxed()
             }
         };
         let request = head.body(body).map_err(io::Error::other)?;

@@ -1,4 +1,24 @@
 //! A whole world in a line: a real Envoy with the module, an origin that counts, and clients.
+//!
+//! ```ignore
+//! let world = World::start(config).await;
+//! let request = world.post("/pay").key("a").caller("alice").json("{}");
+//! assert!(!request.clone().send().await.is_replay() && request.send().await.is_replay());
+//! assert_eq!(world.executions(), 1);
+//! ```
+//!
+//! Several Envoys of one world are several [`Envoy`]s before one [`Origin`].
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests and examples share it, each uses a part, and a world that does not come up ends them"
+)]
 
 pub mod client;
 pub mod envoy;
@@ -35,14 +55,23 @@ impl World {
         Self { envoy, origin }
     }
 
-    /// A POST of JSON to this path, over HTTP/1.1, on a connection of its own.
+    /// The log of an Envoy that refuses to start with this configuration of the filter.
+    ///
+    /// # Panics
+    ///
+    /// If it starts.
+    pub async fn refuses(config: &str) -> String {
+        Envoy::refuses(Bootstrap::demo().config_text(config)).await
+    }
+
+    /// A POST to this path, over HTTP/1.1, on a connection of its own.
     pub fn post(&self, path: &str) -> Request {
         Request::new(self.envoy.front, "POST", path)
     }
 
     /// Executions at the origin, of all paths.
     pub fn executions(&self) -> usize {
-        self.origin.seen().len()
+        self.origin.executions()
     }
 
     /// `idempotency_requests_total` of a rule and outcome.

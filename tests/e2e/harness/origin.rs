@@ -1,8 +1,10 @@
 //! An origin that counts its executions, and does what a request's `x-origin-*` headers say.
 
+use http_body_util::channel::Sender;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Bytes, Frame, Incoming};
+use http_body_util::{BodyExt, Channel, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -17,11 +19,16 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+/// Bytes in a piece of a streamed answer.
+pub const PIECE: usize = 1_000;
+
 /// A request as the origin got it.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub method: String,
+    /// With the query.
     pub path: String,
+    /// In order, duplicates kept.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
@@ -34,25 +41,21 @@ impl Seen {
     }
 }
 
-#[derive(Default)]
-struct State {
-    seen: Mutex<Vec<Seen>>,
-    released: Mutex<HashSet<String>>,
-    release: Notify,
-}
-
 /// A running origin; ends with this value.
 ///
 /// | header of the request | what the origin does |
 /// |---|---|
 /// | `x-origin-hold: NAME` | waits for [`Origin::release`] before it answers |
-/// | `x-origin-delay-ms: N` | waits so long |
+/// | `x-origin-delay-ms: N` | waits so long before it answers |
 /// | `x-origin-status: N` | answers with this status |
 /// | `x-origin-header: NAME: VALUE` | adds it to its answer, in order; may be repeated |
 /// | `x-origin-bytes: N` | answers with so many bytes, announced by `content-length` |
-/// | `x-origin-stream: N` | answers with N pieces of 1,000 bytes, not announced |
-/// | `x-origin-trailers: 1` | ends its answer with a trailer |
+/// | `x-origin-stream: N` | answers with N pieces of [`PIECE`] bytes, not announced |
+/// | `x-origin-hold-stream: NAME` | waits for the release before the last piece of a stream |
+/// | `x-origin-trailers: 1` | ends a stream with the trailer `x-checksum` |
 /// | `x-origin-die: before` / `middle` | closes the connection before or in the middle of its answer |
+///
+/// Without any it answers 200 and the number of this execution, as JSON.
 pub struct Origin {
     pub address: SocketAddr,
     state: Arc<State>,
@@ -91,9 +94,9 @@ impl Origin {
         self.state.seen.lock().unwrap().clone()
     }
 
-    /// How often this path was executed.
-    pub fn executions(&self, path: &str) -> usize {
-        self.state.seen.lock().unwrap().iter().filter(|seen| seen.path == path).count()
+    /// How often anything was executed.
+    pub fn executions(&self) -> usize {
+        self.state.seen.lock().unwrap().len()
     }
 
     /// Lets requests go on that are held under this name, now and later.
@@ -109,17 +112,143 @@ impl Drop for Origin {
     }
 }
 
+#[derive(Default)]
+struct State {
+    seen: Mutex<Vec<Seen>>,
+    released: Mutex<HashSet<String>>,
+    release: Notify,
+}
+
 impl State {
+    /// Counts an execution, and tells its number.
+    fn executed(&self, head: &Parts, body: Vec<u8>, trailers: Option<&HeaderMap>) -> usize {
+        let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+        let mut seen = self.seen.lock().unwrap();
+        seen.push(Seen {
+            method: head.method.to_string(),
+            path: path.to_owned(),
+            headers: text(&head.headers),
+            body,
+            trailers: trailers.map(text).unwrap_or_default(),
+        });
+        seen.len()
+    }
+
     async fn released(&self, name: &str) {
         loop {
             let notified = self.release.notified();
             tokio::pin!(notified);
+            // Before the look, so that a release between the look and the wait is not missed.
             notified.as_mut().enable();
             if self.released.lock().unwrap().contains(name) {
                 return;
             }
             notified.await;
         }
+    }
+}
+
+/// What a request asks for by its headers.
+struct Wishes<'a>(&'a HeaderMap);
+
+impl Wishes<'_> {
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.text(name)?.parse().ok()
+    }
+}
+
+type Body = BoxBody<Bytes, io::Error>;
+
+async fn answer(
+    state: Arc<State>,
+    request: hyper::Request<Incoming>,
+) -> Result<Response<Body>, io::Error> {
+    let (head, body) = request.into_parts();
+    // A request that breaks off is none that was executed.
+    let collected = body.collect().await.map_err(io::Error::other)?;
+    let trailers = collected.trailers().cloned();
+    let number = state.executed(&head, collected.to_bytes().to_vec(), trailers.as_ref());
+    let wishes = Wishes(&head.headers);
+    if let Some(name) = wishes.text("x-origin-hold") {
+        state.released(name).await;
+    }
+    if let Some(millis) = wishes.number("x-origin-delay-ms") {
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+    }
+    if wishes.text("x-origin-die") == Some("before") {
+        return Err(io::Error::other("the origin dies before its answer"));
+    }
+    let mut response =
+        Response::builder().status(wishes.number("x-origin-status").unwrap_or(200_u16));
+    for line in head.headers.get_all("x-origin-header") {
+        let line = line.to_str().map_err(io::Error::other)?;
+        let (name, value) = line.split_once(':').ok_or_else(|| io::Error::other("no header"))?;
+        response = response.header(name, value.trim());
+    }
+    let dies = wishes.text("x-origin-die") == Some("middle");
+    let pieces = wishes.number("x-origin-stream").or(dies.then_some(1));
+    let body = if let Some(pieces) = pieces {
+        let end = if dies {
+            End::Death
+        } else if wishes.text("x-origin-trailers").is_some() {
+            End::Trailers
+        } else {
+            End::Clean
+        };
+        let hold = wishes.text("x-origin-hold-stream").map(str::to_owned);
+        let (sender, body) = Channel::new(1);
+        tokio::spawn(stream(state, sender, pieces, hold, end));
+        body.boxed()
+    } else if let Some(bytes) = wishes.number("x-origin-bytes") {
+        full((0..bytes).map(|at: usize| b'a' + (at % 26) as u8).collect())
+    } else {
+        if wishes.text("x-origin-header").is_none() {
+            response = response.header("content-type", "application/json");
+        }
+        let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+        full(format!("{{\"execution\":{number},\"path\":\"{path}\"}}\n").into_bytes())
+    };
+    response.body(body).map_err(io::Error::other)
+}
+
+fn full(bytes: Vec<u8>) -> Body {
+    Full::new(Bytes::from(bytes)).map_err(|never: Infallible| match never {}).boxed()
+}
+
+/// How a streamed answer ends.
+enum End {
+    Clean,
+    Trailers,
+    Death,
+}
+
+async fn stream(
+    state: Arc<State>,
+    mut sender: Sender<Bytes, io::Error>,
+    pieces: usize,
+    hold: Option<String>,
+    end: End,
+) {
+    for piece in 0..pieces {
+        if let Some(name) = hold.as_deref().filter(|_| piece + 1 == pieces) {
+            state.released(name).await;
+        }
+        if sender.send_data(Bytes::from(vec![b's'; PIECE])).await.is_err() {
+            return;
+        }
+    }
+    match end {
+        End::Clean => {}
+        End::Trailers => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-checksum", hyper::header::HeaderValue::from_static("none"));
+            let _ = sender.send_trailers(trailers).await;
+        }
+        End::Death => sender.abort(io::Error::other("the origin dies in the middle")),
     }
 }
 
@@ -130,77 +259,4 @@ fn text(headers: &HeaderMap) -> Vec<(String, String)> {
             (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         })
         .collect()
-}
-
-type Body = BoxBody<Bytes, io::Error>;
-
-async fn answer(
-    state: Arc<State>,
-    request: hyper::Request<Incoming>,
-) -> Result<Response<Body>, io::Error> {
-    let (head, body) = request.into_parts();
-    let collected = body.collect().await.map_err(io::Error::other)?;
-    let trailers = collected.trailers().map(text).unwrap_or_default();
-    let body = collected.to_bytes().to_vec();
-    let path = head.uri.path_and_query().map_or("", |path| path.as_str()).to_owned();
-    let number = {
-        let mut seen = state.seen.lock().unwrap();
-        seen.push(Seen {
-            method: head.method.to_string(),
-            path: path.clone(),
-            headers: text(&head.headers),
-            body,
-            trailers,
-        });
-        seen.len()
-    };
-    let wish = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(name) = wish("x-origin-hold") {
-        state.released(name).await;
-    }
-    if let Some(millis) = wish("x-origin-delay-ms").and_then(|text| text.parse().ok()) {
-        tokio::time::sleep(Duration::from_millis(millis)).await;
-    }
-    if wish("x-origin-die") == Some("before") {
-        return Err(io::Error::other("the origin dies before its answer"));
-    }
-    let status = wish("x-origin-status").and_then(|text| text.parse().ok()).unwrap_or(200u16);
-    let mut response = Response::builder().status(status);
-    for line in head.headers.get_all("x-origin-header") {
-        let (name, value) =
-            line.to_str().ok().and_then(|line| line.split_once(": ")).unwrap_or(("x-bad", "line"));
-        response = response.header(name, value);
-    }
-    let body = if wish("x-origin-die") == Some("middle") {
-        let pieces = [Ok(vec![b'x'; 1_000]), Err(io::Error::other("the origin dies in the middle"))];
-        stream(pieces.into(), false)
-    } else if let Some(pieces) = wish("x-origin-stream").and_then(|text| text.parse().ok()) {
-        let pieces = (0..pieces).map(|_: usize| Ok(vec![b's'; 1_000])).collect();
-        stream(pieces, wish("x-origin-trailers").is_some())
-    } else if let Some(bytes) = wish("x-origin-bytes").and_then(|text| text.parse().ok()) {
-        full((0..bytes).map(|at: usize| b'a' + (at % 26) as u8).collect())
-    } else {
-        if head.headers.get("x-origin-header").is_none() {
-            response = response.header("content-type", "application/json");
-        }
-        full(format!("{{\"execution\":{number},\"path\":\"{path}\"}}\n").into_bytes())
-    };
-    response.body(body).map_err(io::Error::other)
-}
-
-fn full(bytes: Vec<u8>) -> Body {
-    Full::new(Bytes::from(bytes)).map_err(|never: Infallible| match never {}).boxed()
-}
-
-fn stream(pieces: Vec<io::Result<Vec<u8>>>, trailers: bool) -> Body {
-    let mut frames: Vec<io::Result<Frame<Bytes>>> = pieces
-        .into_iter()
-        .map(|piece| piece.map(|bytes| Frame::data(Bytes::from(bytes))))
-        .collect();
-    if trailers {
-        let mut map = HeaderMap::new();
-        map.insert("x-checksum", "none".parse().unwrap());
-        frames.push(Ok(Frame::trailers(map)));
-    }
-    StreamBody::new(tokio_stream::iter(frames)).boxed()
 }
