@@ -1,12 +1,12 @@
 //! Envoy refuses to start with a configuration that cannot be meant, and says where it is wrong.
 
-use crate::harness::{Bootstrap, Envoy, World};
+use crate::harness::{Bootstrap, World};
 use crate::pay;
 use serde_json::{Value, json};
 
 /// What Envoy's log says of a configuration.
 async fn refusal(config: &str) -> String {
-    let log = Envoy::refuses(Bootstrap::demo().config_text(config)).await;
+    let log = World::refuses(config).await;
     let line = log.lines().find_map(|line| line.split_once("configuration refused: "));
     line.unwrap_or_else(|| panic!("no reason in\n{log}")).1.to_owned()
 }
@@ -35,13 +35,17 @@ async fn a_configuration_that_cannot_be_meant_is_refused_with_its_place() {
         (rule(json!({ "ongoing": { "wait": { "max": "1h" } } })), "rules[0].ongoing.wait.max"),
         (rule(json!({ "on_store_error": "local" })), "rules[0].on_store_error"),
         (json!({ "rules": [ { "name": "a", "key": [ "body" ] } ] }).to_string(), "caller"),
-        (json!({ "secret_env": "NO_SUCH_VARIABLE", "rules": [] }).to_string(), ""),
         (
             rule(json!({ "execution": { "detached": { "timeout": "5s" } } })),
             "rules[0].execution: not supported yet",
         ),
     ];
-    for (config, place) in cases {
+    let mut unset = pay(json!({}));
+    unset["secret_env"] = json!("NO_SUCH_VARIABLE");
+    let mut twice = pay(json!({}));
+    twice["rules"] = json!([twice["rules"][0], twice["rules"][0]]);
+    let more = [(unset.to_string(), "secret_env"), (twice.to_string(), "rules[1].name")];
+    for (config, place) in cases.into_iter().chain(more) {
         let reason = refusal(&config).await;
         assert!(reason.contains(place), "{config}\n  is refused by {reason}");
     }
@@ -49,12 +53,16 @@ async fn a_configuration_that_cannot_be_meant_is_refused_with_its_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_struct_is_as_good_as_a_string() {
-    let mut config = pay(json!({ "outcomes": [ { "status": [404], "do": "release" } ] }));
-    config["@type"] = json!("type.googleapis.com/google.protobuf.Struct");
-    let value = json!({ "@type": config["@type"], "value": pay(json!({
-        "outcomes": [ { "status": [404], "do": "release" } ]
-    })) });
-    let bootstrap = Bootstrap::demo().with(|bootstrap| bootstrap.plugin()["configuration"] = value);
+    // Numbers, booleans and nested lists: a Struct has its own idea of each.
+    let config = json!({
+        "@type": "type.googleapis.com/google.protobuf.Struct",
+        "value": pay(json!({
+            "shadow": false,
+            "outcomes": [ { "status": [404, "5xx"], "do": "release" } ]
+        }))
+    });
+    let bootstrap =
+        Bootstrap::demo().with(|bootstrap| bootstrap.plugin()["configuration"] = config);
     let world = World::start_with(bootstrap).await;
     let request = world.post("/pay").key("a").caller("alice").json("{}");
     request.clone().send().await;
@@ -72,4 +80,21 @@ async fn the_smallest_config_of_the_readme_works() {
     request.clone().send().await;
     assert!(request.send().await.is_replay());
     assert_eq!(world.executions(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_comes_from_the_environment_and_shows_nowhere() {
+    let mut config = pay(json!({}));
+    config["secret_env"] = json!("IDEMPOTENCY_SECRET");
+    let bootstrap = Bootstrap::demo().config(&config).with(|bootstrap| {
+        let values =
+            json!({ "key_values": { "IDEMPOTENCY_SECRET": "hush-0123456789abcdef0123456789" } });
+        bootstrap.plugin()["vm_config"]["environment_variables"] = values;
+    });
+    let world = World::start_with(bootstrap).await;
+    let request = world.post("/pay").key("a").caller("alice").json("{}");
+    request.clone().send().await;
+    assert!(request.send().await.is_replay());
+    assert_eq!(world.executions(), 1);
+    assert!(!world.envoy.log().contains("hush-"));
 }

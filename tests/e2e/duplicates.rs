@@ -1,9 +1,11 @@
 //! Of any number of duplicates, one runs, and the others get its answer.
 
-use crate::harness::{Answer, Client, World};
+use crate::harness::client::Raw;
+use crate::harness::{Answer, Bootstrap, Client, Envoy, World};
 use crate::pay;
 use serde_json::json;
 use std::collections::HashSet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn at_once(requests: Vec<crate::harness::Request>) -> Vec<Answer> {
     let tasks: Vec<_> = requests.into_iter().map(|request| tokio::spawn(request.send())).collect();
@@ -85,6 +87,9 @@ async fn of_200_at_once_one_runs_and_the_others_wait_for_its_answer() {
         bodies.insert(answer.body);
     }
     assert_eq!((bodies.len(), replays, world.executions()), (1, 199, 1));
+    // Some waited on the worker of the first, and some on the other.
+    let connections = world.envoy.connections().await;
+    assert!(connections.len() == 2 && !connections.contains(&0), "{connections:?}");
     assert_eq!(world.counted("pay", "waited").await, 199);
     assert_eq!(world.envoy.stat("wasmcustom.idempotency_waiters").await, Some(0));
 }
@@ -235,5 +240,80 @@ async fn duplicates_on_both_workers_run_once() {
         assert!(answers.iter().all(|answer| answer.status == 200));
         assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
         assert_eq!(world.executions(), round + 1);
+    }
+}
+
+/// An origin that answers in these very bytes; hyper would put headers of one name together.
+async fn origin_of_bytes(answer: &'static [u8]) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            // Envoy sends a small request at once.
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_a_replay_stand_where_they_stood() {
+    let port = origin_of_bytes(
+        b"HTTP/1.1 201 Created\r\nx-twice: one\r\netag: \"abc\"\r\nx-twice: two\r\n\
+          content-type: text/odd\r\nx-last: yes\r\nx-twice: \xe9\r\ncontent-length: 5\r\n\r\nhello",
+    )
+    .await;
+    let envoy = Envoy::start(Bootstrap::demo().config(&pay(json!({}))).origin(port)).await;
+    let mut lines = Vec::new();
+    for replayed in [false, true] {
+        let mut raw = Raw::connect(envoy.front).await.unwrap();
+        raw.write(
+            b"POST /pay HTTP/1.1\r\nhost: h\r\nidempotency-key: a\r\nauthorization: alice\r\n\
+              content-length: 0\r\n\r\n",
+        )
+        .await
+        .unwrap();
+        let answer = raw.read_until("hello").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 201 Created"), "{answer}");
+        assert_eq!(answer.contains("idempotent-replayed: true"), replayed);
+        let kept: Vec<_> = answer
+            .lines()
+            .filter(|line| ["x-twice", "x-last", "etag"].iter().any(|name| line.starts_with(name)))
+            .map(str::to_owned)
+            .collect();
+        assert!(answer.contains("content-type: text/odd\r\n"), "{answer}");
+        lines.push(kept);
+    }
+    assert_eq!(lines[0].len(), 5);
+    assert_eq!(lines[0], lines[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_chooses_the_headers_of_its_replays() {
+    let rule = |name: &str, headers: serde_json::Value| {
+        json!({ "name": name, "match": { "path": format!("/{name}") }, "caller": "anyone",
+                "key": [ { "key_header": "idempotency-key" } ], "replay_headers": headers })
+    };
+    let config = json!({ "rules": [
+        rule("deny", json!({ "deny": ["x-a"] })), rule("allow", json!({ "allow": ["x-a"] })),
+    ] });
+    let world = World::start(config).await;
+    for (path, a, b) in [("/deny", None, Some("2")), ("/allow", Some("1"), None)] {
+        let request = world
+            .post(path)
+            .key("a")
+            .json("{}")
+            .header("x-origin-header", "x-a: 1")
+            .header("x-origin-header", "x-b: 2")
+            .header("x-origin-header", "set-cookie: c");
+        let first = request.clone().send().await;
+        assert_eq!((first.header("x-a"), first.header("x-b")), (Some("1"), Some("2")));
+        let retry = request.send().await;
+        assert!(retry.is_replay());
+        assert_eq!((retry.header("x-a"), retry.header("x-b")), (a, b), "{path}");
+        assert_eq!(retry.header("set-cookie"), None);
+        assert_eq!(retry.body, first.body);
     }
 }

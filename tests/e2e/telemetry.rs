@@ -9,7 +9,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
     let mut config = pay(json!({}));
     config["status_header"] = json!(true);
     let world = World::start(config).await;
-    let request = world.post("/pay").key("secret-key").caller("alice").json("{}");
+    let request = world.post("/pay").key("hush-key").caller("alice").json("{}");
     let said = async |request: crate::harness::Request| {
         request.send().await.header("idempotency-status").map(str::to_owned)
     };
@@ -28,7 +28,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
         })
         .await;
     }
-    assert!(!world.envoy.log().contains("secret-key"));
+    assert!(!world.envoy.log().contains("hush-key"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

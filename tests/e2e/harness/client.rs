@@ -16,6 +16,10 @@ use tokio::time::timeout;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
+/// All that a problem may tell (RFC 9457, and this filter's own).
+const MEMBERS: [&str; 8] =
+    ["type", "title", "status", "detail", "code", "retry_after", "first_seen", "original_status"];
+
 /// What a client got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -42,9 +46,37 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// The `code` of a problem.
+    /// The `code` of a problem; empty if it is none.
+    ///
+    /// # Panics
+    ///
+    /// If it is a problem and not one that the README describes: every test that looks at a code checks
+    /// the whole answer.
     pub fn code(&self) -> String {
-        self.json()["code"].as_str().unwrap_or_default().to_owned()
+        if self.header("content-type") != Some("application/problem+json") {
+            return String::new();
+        }
+        let problem = self.json();
+        let members = problem.as_object().unwrap();
+        for member in members.keys() {
+            assert!(MEMBERS.contains(&member.as_str()), "{member} in {}", self.text());
+        }
+        let code = problem["code"].as_str().unwrap();
+        assert_eq!(problem["type"], format!("urn:idempotency:{code}"));
+        assert_eq!(problem["status"], self.status);
+        for text in ["title", "detail"] {
+            assert!(problem[text].as_str().is_some_and(|text| !text.is_empty()), "{problem}");
+        }
+        let seconds = self.header("retry-after").map(|text| text.parse::<u64>().unwrap());
+        assert_eq!(problem["retry_after"].as_u64(), seconds, "{problem}");
+        let may_be_retried = ["in-progress", "store-unavailable"].contains(&code);
+        assert_eq!(seconds.is_some(), may_be_retried, "{problem}");
+        if let Some(first_seen) = problem.get("first_seen") {
+            let first_seen = first_seen.as_str().unwrap();
+            assert!(first_seen.starts_with("20") && first_seen.ends_with('Z'), "{problem}");
+        }
+        assert!(!self.is_replay());
+        code.to_owned()
     }
 
     /// It came out of a record.

@@ -9,9 +9,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The module that `make wasm` builds.
-const MODULE: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/target/wasm32-wasip1/release/envoy_idempotency.wasm");
+/// The module that `make wasm` builds; `IDEMPOTENCY_MODULE` names another.
+const MODULE: &str = "target/wasm32-wasip1/release/envoy_idempotency.wasm";
+
+/// The Envoy that `make setup` gets; `ENVOY_BIN` names another.
+const ENVOY: &str = ".tools/envoy";
+
+/// A file that a variable names, or one of this project.
+fn file(variable: &str, default: &str, made_by: &str) -> PathBuf {
+    let named = std::env::var(variable).ok().filter(|path| !path.is_empty());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(named.as_deref().unwrap_or(default));
+    assert!(path.exists(), "{} is missing: run `{made_by}`", path.display());
+    path
+}
 
 /// A bootstrap file with its ports, paths and configuration replaced.
 #[derive(Clone)]
@@ -31,7 +41,7 @@ impl Bootstrap {
         bootstrap["admin"]["address"]["socket_address"]["port_value"] = json!(0);
         let mut bootstrap = Self(bootstrap);
         bootstrap.listener()["address"]["socket_address"]["port_value"] = json!(0);
-        let module = std::env::var("IDEMPOTENCY_MODULE").unwrap_or_else(|_| MODULE.to_owned());
+        let module = file("IDEMPOTENCY_MODULE", MODULE, "make wasm");
         bootstrap.plugin()["vm_config"]["code"]["local"]["filename"] = json!(module);
         bootstrap
     }
@@ -162,10 +172,10 @@ impl Envoy {
         std::fs::write(&config, bootstrap.0.to_string()).unwrap();
         let log = File::create(scratch.0.join("log")).unwrap();
         let admin_path = scratch.0.join("admin");
-        let envoy = std::env::var("ENVOY_BIN")
-            .expect("ENVOY_BIN is not set: run the tests by `make test` or `make e2e`");
-        let mut child = Command::new(envoy)
+        let mut child = Command::new(file("ENVOY_BIN", ENVOY, "make setup"))
             .args(["--concurrency", "2", "--disable-hot-restart", "--log-level", "info"])
+            // They list what this Envoy was built with, several pages of it.
+            .args(["--component-log-level", "main:warning,config:warning,upstream:warning"])
             // A test's Envoy that is told to end has nothing to drain.
             .args(["--drain-time-s", "1"])
             .arg("--config-path")
@@ -209,10 +219,21 @@ impl Envoy {
         line.trim().parse().ok()
     }
 
-    /// All of Envoy's statistics whose names contain this.
-    pub async fn stats(&self, part: &str) -> Vec<String> {
-        let text = client::get(self.admin, "/stats").await.unwrap_or_default();
-        text.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+    /// VMs that were made so far: one more than before is one that had stopped and was replaced.
+    pub async fn vms_created(&self) -> u64 {
+        self.stat("wasm.envoy.wasm.runtime.v8.created").await.unwrap()
+    }
+
+    /// Connections that each worker has taken on.
+    pub async fn connections(&self) -> Vec<u64> {
+        let text = client::get(self.admin, "/stats?filter=worker_.*downstream_cx_total").await;
+        let text = text.unwrap_or_default();
+        text.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse().ok()).collect()
+    }
+
+    /// Bytes that Envoy has read from clients.
+    pub async fn bytes_received(&self) -> u64 {
+        self.stat("http.front.downstream_cx_rx_bytes_total").await.unwrap_or(0)
     }
 
     /// Resident memory in bytes.

@@ -81,6 +81,22 @@ impl World {
     }
 }
 
+impl World {
+    /// Writes these bytes and waits until Envoy has read them, by themselves.
+    ///
+    /// # Panics
+    ///
+    /// If it never does, or if the connection is gone.
+    pub async fn write(&self, to: &mut client::Raw, bytes: &[u8]) {
+        let before = self.envoy.bytes_received().await;
+        to.write(bytes).await.unwrap();
+        eventually("Envoy has read the bytes", async || {
+            self.envoy.bytes_received().await >= before + bytes.len() as u64
+        })
+        .await;
+    }
+}
+
 /// Waits until `what` is so.
 ///
 /// # Panics
