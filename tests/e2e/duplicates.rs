@@ -1,20 +1,15 @@
 //! Of any number of duplicates, one runs, and the others get its answer.
 
 use crate::harness::client::Raw;
-use crate::harness::{Answer, Bootstrap, Client, Envoy, World};
+use crate::harness::{Bootstrap, Client, Envoy, World};
 use crate::pay;
 use serde_json::json;
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-async fn at_once(requests: Vec<crate::harness::Request>) -> Vec<Answer> {
-    let tasks: Vec<_> = requests.into_iter().map(|request| tokio::spawn(request.send())).collect();
-    let mut answers = Vec::new();
-    for task in tasks {
-        answers.push(task.await.unwrap());
-    }
-    answers
-}
+/// A rule's `lease`, by default.
+const LEASE: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_gets_the_first_answer() {
@@ -78,6 +73,7 @@ async fn of_200_at_once_one_runs_and_the_others_wait_for_its_answer() {
     })
     .await;
     world.origin.release("first");
+    let released = Instant::now();
     let mut bodies = HashSet::new();
     let mut replays = 0;
     for task in tasks {
@@ -87,6 +83,8 @@ async fn of_200_at_once_one_runs_and_the_others_wait_for_its_answer() {
         bodies.insert(answer.body);
     }
     assert_eq!((bodies.len(), replays, world.executions()), (1, 199, 1));
+    // They are woken; a waiter that had to find out by itself would look when the lease may lapse.
+    assert!(released.elapsed() < LEASE / 2, "{:?}", released.elapsed());
     // Some waited on the worker of the first, and some on the other.
     let connections = world.envoy.connections().await;
     assert!(connections.len() == 2 && !connections.contains(&0), "{connections:?}");
@@ -230,17 +228,34 @@ async fn a_long_answer_without_a_length_is_replayed_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn duplicates_on_both_workers_run_once() {
+async fn duplicates_that_race_on_both_workers_run_once() {
+    const KEYS: usize = 1_000;
     let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "15s" } } }))).await;
-    // Connections are spread over the workers by the kernel; with forty, both have some.
-    for round in 0..20 {
-        let key = format!("round-{round}");
-        let request = world.post("/pay").key(&key).caller("alice").json("{}");
-        let answers = at_once((0..40).map(|_| request.clone()).collect()).await;
-        assert!(answers.iter().all(|answer| answer.status == 200));
-        assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
-        assert_eq!(world.executions(), round + 1);
+    // Each client goes through the same keys. Those that wait for one are woken together, and so they
+    // are at the next at the same moment, on both workers.
+    let mut tasks = Vec::new();
+    for _ in 0..16 {
+        let client = Client::connect(world.envoy.front, false).await.unwrap();
+        let requests: Vec<_> = (0..KEYS)
+            .map(|key| world.post("/pay").key(&format!("key-{key}")).caller("alice").json("{}"))
+            .collect();
+        tasks.push(tokio::spawn(async move {
+            let mut firsts = 0;
+            for request in requests {
+                let answer = client.send(request).await.unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                firsts += usize::from(!answer.is_replay());
+            }
+            firsts
+        }));
     }
+    let mut firsts = 0;
+    for task in tasks {
+        firsts += task.await.unwrap();
+    }
+    assert_eq!((firsts, world.executions()), (KEYS, KEYS));
+    let connections = world.envoy.connections().await;
+    assert!(connections.len() == 2 && !connections.contains(&0), "{connections:?}");
 }
 
 /// An origin that answers in these very bytes; hyper would put headers of one name together.

@@ -82,9 +82,93 @@ impl Random {
         (0..length).map(|_| self.next() as u8).collect()
     }
 
+    fn one_of<'a>(&mut self, choice: &[&'a [u8]]) -> &'a [u8] {
+        choice[(self.next() % choice.len() as u64) as usize]
+    }
+
     /// Bytes that can stand in a header: what is left is up to the filter and not to Envoy's codec.
     fn value(&mut self, most: u64) -> Vec<u8> {
         self.bytes(most).into_iter().filter(|byte| *byte >= 32 && *byte != 127).collect()
+    }
+
+    /// Pieces of what a parser may expect, and of what none does.
+    fn body(&mut self) -> Vec<u8> {
+        const PIECES: [&[u8]; 16] = [
+            b"{\"a\":1}",
+            b"{\"a\":",
+            b"[",
+            b"]",
+            b"}",
+            b"\"",
+            b"\\u",
+            b"d800",
+            b"1e999",
+            b"null",
+            b",",
+            b"a=1",
+            b"a=",
+            b"&",
+            b"%",
+            b"%zz",
+        ];
+        let mut body = Vec::new();
+        for _ in 0..self.next() % 6 {
+            if self.next() % 4 == 0 {
+                body.extend(self.bytes(30));
+            } else {
+                body.extend_from_slice(self.one_of(&PIECES));
+            }
+        }
+        body
+    }
+
+    /// A request over HTTP/1.1 that Envoy's codec lets through, whatever the filter makes of it.
+    fn request(&mut self) -> Vec<u8> {
+        let mut request = b"POST ".to_vec();
+        request.extend_from_slice(self.one_of(&[
+            b"/head/%2e%2e%zz?q=%ff&q=",
+            b"/head/1?q=1",
+            b"/head/%C3%A9?q=%00",
+            b"/json",
+            b"/json?",
+            b"/form",
+            b"/any/thing",
+            b"/%ff/",
+        ]));
+        request.extend_from_slice(b" HTTP/1.1\r\nhost: h\r\nx-origin-bytes: 1\r\n");
+        let known: [(&str, &[&[u8]]); 6] = [
+            ("idempotency-key", &[b"\"a\"", b"a", b"\"", b"\"\\\"\";a=\"", b"a, b"]),
+            ("x-a", &[b"1", b""]),
+            ("cookie", &[b"c=1", b"c=\"1\"; c=2", b"=;;c", b"c"]),
+            ("x-caller", &[b"1", b"2"]),
+            (
+                "content-type",
+                &[
+                    b"application/json",
+                    b"application/x-www-form-urlencoded",
+                    b"application/json;=\"",
+                    b"text/plain",
+                    b"a/b/c;;",
+                    b"application/x+json; charset=\xff",
+                ],
+            ),
+            ("idempotency-attempt", &[b"1", b"\xff"]),
+        ];
+        for (name, values) in known {
+            // Now and then it is missing, or there twice.
+            for _ in 0..[1, 1, 1, 1, 1, 1, 1, 1, 0, 2][(self.next() % 10) as usize] {
+                let wild = self.next() % 8 == 0;
+                let value = if wild { self.value(40) } else { self.one_of(values).to_vec() };
+                request.extend_from_slice(name.as_bytes());
+                request.extend_from_slice(b": ");
+                request.extend_from_slice(&value);
+                request.extend_from_slice(b"\r\n");
+            }
+        }
+        let body = self.body();
+        request.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+        request.extend_from_slice(&body);
+        request
     }
 }
 
@@ -105,55 +189,35 @@ async fn random_bytes_stop_no_worker() {
     let world = World::start(config).await;
     let vms = world.envoy.vms_created().await;
     let mut random = Random(20_261_124);
-    let pieces: [&[u8]; 12] = [
-        b"{\"a\":", b"[", b"]", b"}", b"\"", b"\\u", b"d800", b"1e999", b"null", b",", b"a=", b"%",
-    ];
-    let mut raw = Raw::connect(world.envoy.front).await.unwrap();
-    let mut answered = 0;
-    for _ in 0..10_000 {
-        let mut request = Vec::new();
-        let path: &[u8] = match random.next() % 4 {
-            0 => b"/head/%2e%2e%zz?q=%ff&q=",
-            1 => b"/json",
-            2 => b"/form",
-            _ => b"/any/thing",
-        };
-        request.extend_from_slice(b"POST ");
-        request.extend_from_slice(path);
-        request.extend_from_slice(b" HTTP/1.1\r\nhost: h\r\nx-origin-bytes: 1\r\n");
-        for name in ["idempotency-key", "x-a", "x-a", "cookie", "x-caller", "x-\u{fe}"] {
-            request.extend_from_slice(name.as_bytes());
-            request.extend_from_slice(b": ");
-            request.extend_from_slice(&random.value(40));
-            request.extend_from_slice(b"\r\n");
-        }
-        let kind: &[u8] = match random.next() % 3 {
-            0 => b"application/json",
-            1 => b"application/x-www-form-urlencoded",
-            _ => b"\xff\xfe",
-        };
-        request.extend_from_slice(b"content-type: ");
-        request.extend_from_slice(kind);
-        let mut body = Vec::new();
-        for _ in 0..random.next() % 12 {
-            if random.next() % 3 == 0 {
-                body.extend(random.bytes(30));
-            } else {
-                body.extend_from_slice(pieces[(random.next() % pieces.len() as u64) as usize]);
-            }
-        }
-        request.extend_from_slice(format!("\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes());
-        request.extend_from_slice(&body);
-        // What Envoy's codec refuses, it closes the connection for.
-        let answer = match raw.write(&request).await {
-            Ok(()) => raw.read_until("\r\n\r\n").await.unwrap_or_default(),
-            Err(_) => String::new(),
-        };
-        answered += usize::from(answer.starts_with("HTTP/1.1"));
-        // A new connection, so that nobody need tell where the last answer ended.
-        raw = Raw::connect(world.envoy.front).await.unwrap();
+    for number in 0..10_000 {
+        let request = random.request();
+        let mut raw = Raw::connect(world.envoy.front).await.unwrap();
+        raw.write(&request).await.unwrap();
+        let answer = raw.read_answer().await.unwrap();
+        let status = answer.strip_prefix("HTTP/1.1 ").and_then(|answer| answer.get(..3));
+        assert!(
+            status.is_some_and(|status| ["200", "400", "422"].contains(&status)),
+            "{number}: {answer:?} to {}",
+            String::from_utf8_lossy(&request)
+        );
     }
-    assert!(answered > 5_000, "{answered}");
+    // The filter saw them, and not just from one side.
+    let mut seen = 0;
+    for (outcome, at_least) in [
+        ("executed", 1_000),
+        ("replayed", 20),
+        ("invalid", 3_000),
+        ("mismatch", 100),
+        ("bypassed", 100),
+    ] {
+        let mut count = 0;
+        for rule in ["head", "json", "form", "body"] {
+            count += world.counted(rule, outcome).await;
+        }
+        assert!(count >= at_least, "{count} {outcome}");
+        seen += count;
+    }
+    assert_eq!(seen, 10_000);
     // Both workers serve, and neither had to be replaced: a VM that stops is made anew for the next
     // request of its worker.
     let connections = world.envoy.connections().await;

@@ -290,6 +290,19 @@ impl Raw {
         self.0.flush().await
     }
 
+    /// Reads an answer that announces its length; all that has come of one that breaks off.
+    pub async fn read_answer(&mut self) -> io::Result<String> {
+        let head = self.read_until("\r\n\r\n").await?;
+        let Some((lines, body)) = head.split_once("\r\n\r\n") else { return Ok(head) };
+        let length = lines.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.and_then(|length| length.parse().ok()).unwrap_or(0_usize);
+        let mut rest = vec![0; length.saturating_sub(body.len())];
+        timeout(PATIENCE, self.0.read_exact(&mut rest))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it never ended"))??;
+        Ok(head + &String::from_utf8_lossy(&rest))
+    }
+
     /// Reads until this text has come, and returns all that has.
     pub async fn read_until(&mut self, wanted: &str) -> io::Result<String> {
         let reading = async {
