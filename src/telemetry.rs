@@ -1,1 +1,276 @@
-//! Not written yet.
+//! Every metric, header and word that operators and clients see, once.
+
+use std::fmt;
+
+/// Request and response header names this filter reads or writes, in lower case as on HTTP/2.
+pub mod header {
+    /// To the origin: how many executions have begun under this key, this one included. One sent by
+    /// a client is removed.
+    pub const ATTEMPT: &str = "idempotency-attempt";
+    /// To the client: `true` on every answer that comes from a record.
+    pub const REPLAYED: &str = "idempotent-replayed";
+    /// To the client, when `status_header` is on: the [`Outcome`](super::Outcome).
+    pub const STATUS: &str = "idempotency-status";
+    /// From the origin: `no-store` or `ttl=SECONDS`; taken off before the client.
+    pub const CONTROL: &str = "idempotency-control";
+}
+
+/// Filter state under which access logs find the [`Report`]:
+/// `%FILTER_STATE(wasm.idempotency.outcome:PLAIN)%`.
+pub const FILTER_STATE: &str = "idempotency.outcome";
+
+/// What became of a request that a rule protects. One word each, for metric, header and log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It was new: the origin runs it.
+    Executed,
+    /// Answered from a record.
+    Replayed,
+    /// Answered from a record after it had waited for the first to finish.
+    Waited,
+    /// Refused or redirected, because the first is still running.
+    Rejected,
+    /// Refused: the key belongs to a different request.
+    Mismatch,
+    /// Refused: the first may have run, and nobody can tell.
+    Unknown,
+    /// Refused: the first has run and its answer was not kept.
+    Tombstone,
+    /// Left alone, with a [`Bypass`] reason.
+    Bypassed,
+    /// Refused: the request itself is at fault.
+    Invalid,
+    /// The store failed; `on_store_error` decided.
+    StoreError,
+}
+
+impl Outcome {
+    /// All of them, in the order of the README's table.
+    pub const ALL: [Self; 10] = [
+        Self::Executed,
+        Self::Replayed,
+        Self::Waited,
+        Self::Rejected,
+        Self::Mismatch,
+        Self::Unknown,
+        Self::Tombstone,
+        Self::Bypassed,
+        Self::Invalid,
+        Self::StoreError,
+    ];
+
+    /// The word for metrics, `Idempotency-Status` and access logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Executed => "executed",
+            Self::Replayed => "replayed",
+            Self::Waited => "waited",
+            Self::Rejected => "rejected",
+            Self::Mismatch => "mismatch",
+            Self::Unknown => "unknown",
+            Self::Tombstone => "tombstone",
+            Self::Bypassed => "bypassed",
+            Self::Invalid => "invalid",
+            Self::StoreError => "store_error",
+        }
+    }
+}
+
+/// An outcome as it is reported: what happened, or (`shadow`) what would have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Report {
+    /// What happened.
+    pub outcome: Outcome,
+    /// It only would have: the rule says `"shadow": true`.
+    pub shadow: bool,
+}
+
+impl Report {
+    /// Every report there is, to define metrics by.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Outcome::ALL.into_iter().flat_map(|outcome| {
+            [false, true].into_iter().map(move |shadow| Self { outcome, shadow })
+        })
+    }
+}
+
+/// The outcome's word, after `shadow_` when nothing was done about it.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.shadow { "shadow_" } else { "" })?;
+        f.write_str(self.outcome.word())
+    }
+}
+
+/// Why a request was left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bypass {
+    /// No rule matches, or the route says `off`: not counted, since no rule's label fits.
+    NoRule,
+    /// The connection is to become something else (WebSocket, CONNECT).
+    Upgrade,
+    /// gRPC: its answer ends in trailers, which a replay cannot have.
+    Grpc,
+    /// No key, and the rule lets those pass.
+    KeyAbsent,
+}
+
+impl Bypass {
+    /// The word for logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NoRule => "no-rule",
+            Self::Upgrade => "upgrade",
+            Self::Grpc => "grpc",
+            Self::KeyAbsent => "key-absent",
+        }
+    }
+}
+
+/// A number that only grows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// Requests that a rule protects, by what became of them.
+    Requests {
+        /// The rule's name.
+        rule: String,
+        /// What became of the request.
+        report: Report,
+    },
+    /// Commands to the store.
+    StoreOperations {
+        /// The command.
+        operation: Operation,
+        /// How it went.
+        result: OperationResult,
+    },
+    /// Records dropped before their time, to make room.
+    Evictions,
+    /// Answers whose record could not be written at the first try.
+    RecordWriteFailures,
+    /// Executions begun after an earlier one had ended in doubt.
+    Takeovers,
+}
+
+impl Counter {
+    /// The metric's name for Envoy. The ABI has no labels: they are in the name, and `stats_tags`
+    /// (see `envoy/demo.yaml`) takes them out.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Requests { rule, report } => {
+                format!("idempotency_requests_total.rule.{rule}.outcome.{report}")
+            }
+            Self::StoreOperations { operation, result } => format!(
+                "idempotency_store_operations_total.operation.{}.result.{}",
+                operation.word(),
+                result.word()
+            ),
+            Self::Evictions => "idempotency_evictions_total".to_owned(),
+            Self::RecordWriteFailures => "idempotency_record_write_failures_total".to_owned(),
+            Self::Takeovers => "idempotency_takeovers_total".to_owned(),
+        }
+    }
+}
+
+/// A command to the store, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Claim a key, or read its record.
+    Claim,
+    /// Heartbeat.
+    Extend,
+    /// Keep an answer.
+    Complete,
+    /// Free a key.
+    Release,
+    /// Leave word that nobody can tell.
+    MarkUnknown,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Claim, Self::Extend, Self::Complete, Self::Release, Self::MarkUnknown];
+
+    /// The word for metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Extend => "extend",
+            Self::Complete => "complete",
+            Self::Release => "release",
+            Self::MarkUnknown => "mark_unknown",
+        }
+    }
+}
+
+/// How a command to the store went, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OperationResult {
+    /// Claimed, or done.
+    Ok,
+    /// To a claim: the key is taken.
+    Exists,
+    /// To the others: the record belongs to somebody else by now.
+    NotOwner,
+    /// The store failed.
+    Error,
+}
+
+impl OperationResult {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Exists, Self::NotOwner, Self::Error];
+
+    /// The word for metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Exists => "exists",
+            Self::NotOwner => "not_owner",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// A number that goes up and down. Each is a sum over the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gauge {
+    /// Requests that wait for a first one to finish.
+    Waiters,
+}
+
+impl Gauge {
+    /// The metric's name for Envoy.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Waiters => "idempotency_waiters",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metric_names_carry_their_labels() {
+        let report = Report { outcome: Outcome::Replayed, shadow: false };
+        let requests = Counter::Requests { rule: "payments".to_owned(), report };
+        assert_eq!(requests.name(), "idempotency_requests_total.rule.payments.outcome.replayed");
+        let operations = Counter::StoreOperations {
+            operation: Operation::MarkUnknown,
+            result: OperationResult::NotOwner,
+        };
+        assert_eq!(
+            operations.name(),
+            "idempotency_store_operations_total.operation.mark_unknown.result.not_owner"
+        );
+    }
+
+    #[test]
+    fn what_only_would_have_happened_says_shadow() {
+        let report = Report { outcome: Outcome::StoreError, shadow: true };
+        assert_eq!(report.to_string(), "shadow_store_error");
+        assert_eq!(Report::all().count(), 2 * Outcome::ALL.len());
+    }
+}

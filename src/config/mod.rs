@@ -1,1 +1,61 @@
-//! Not written yet.
+//! JSON → validated rules.
+
+mod error;
+mod options;
+mod raw;
+mod rule;
+mod select;
+mod unit;
+mod validate;
+
+pub use error::ConfigError;
+pub use options::render_markdown;
+pub use rule::{Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule};
+pub use select::Selection;
+
+use crate::key::Secret;
+use std::rc::Rc;
+
+/// A configuration that can be meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where records are kept.
+    pub store: StoreConfig,
+    /// Makes the digests keyed; from the variable that `secret_env` names.
+    pub secret: Option<Secret>,
+    /// Whether responses of protected requests carry `Idempotency-Status`. Default: no.
+    pub status_header: bool,
+    /// At least one; the first that matches a request protects it.
+    pub rules: Vec<Rc<Rule>>,
+}
+
+/// Where records are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// In the memory of this Envoy.
+    Memory {
+        /// Records at the most, 64 to 1,048,576. Default: 16,384.
+        entries: u32,
+        /// Bytes at the most, 1 MiB to 1 GiB. Default: 64 MiB.
+        budget_bytes: u64,
+    },
+}
+
+impl Config {
+    /// Reads a plugin configuration; `environment` looks up variables.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong, with its place. Never a variable's value.
+    pub fn load(
+        json: &[u8],
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        validate::config(raw::read(json)?, environment)
+    }
+
+    /// The largest body of an answer that any rule keeps, in bytes.
+    pub fn largest_answer(&self) -> usize {
+        self.rules.iter().map(|rule| rule.limits.response_body).max().unwrap_or(0)
+    }
+}

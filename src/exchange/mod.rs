@@ -1,1 +1,414 @@
-//! Not written yet.
+//! The machine of one request, without IO: facts in, orders out.
+
+mod begin;
+mod claim;
+mod decide;
+mod origin;
+mod pending;
+mod settle;
+mod source;
+
+
+use crate::config::{Config, Rule};
+use crate::key::{Attributes, Key};
+use crate::reply::LocalReply;
+use crate::store::{Command, Reply, StoreError};
+use crate::telemetry::{Counter, Outcome, Report, header};
+use crate::time::Timestamp;
+use std::rc::Rc;
+
+/// Header names and values as Envoy gives them, pseudo-headers first, in order, duplicates kept.
+pub type Headers = [(Vec<u8>, Vec<u8>)];
+
+/// One request, from its headers to its last byte or its end.
+///
+/// ```text
+///  RequestHeaders                    Exists(ongoing), wait ┌─────────┐
+///   │    │ no rule, bypass, 4xx      ┌──────────────────▶ │ Waiting │ Woken, lease lapsed
+///   │    └──────────▶ Passing        │ ◀────────────────── └─────────┘
+///   │ body needed     ▲              │  Exists(ongoing), requeue ┌────────┐
+///   ├──▶ AwaitBody ───┤              │ ────────────────────────▶ │ Queued │
+///   │      │ 4xx      │ answered     │ ◀─────────── delay ────── └────────┘
+///   ▼      ▼          │              │
+///  ask ──────────▶ AwaitClaim ───────┘
+///                     │ Claimed
+///                     ▼       ResponseHeaders        end           Done
+///                AwaitOrigin ────────────▶ Recording ──▶ Settling ──▶ Passing
+///                     │ nothing to wait for │ too large ──▶ ▲
+///                     └───── release, unknown, tombstone ───┘
+/// ```
+///
+/// The one rule: *the host carries out every order of a step, in order, before it feeds the next input;
+/// the last flow is what the callback returns, or what becomes of the direction that is held.*
+///
+/// A claim is completed, released or marked unknown on every way out. `StreamEnded` ends the
+/// client's part; the host keeps the exchange until [`Exchange::is_over`].
+#[derive(Debug)]
+pub struct Exchange {
+    context: Context,
+    state: State,
+}
+
+/// A fact.
+pub enum Input<'a> {
+    /// The request's headers are here. The first input of every exchange.
+    RequestHeaders {
+        /// All of them.
+        headers: &'a Headers,
+        /// Envoy's attributes, route metadata among them.
+        attributes: &'a dyn Attributes,
+        /// Neither body nor trailers follow.
+        end_of_stream: bool,
+    },
+    /// The next bytes of the request's body.
+    RequestBody {
+        /// Empty when [`Exchange::wants_bytes`] is false.
+        chunk: &'a [u8],
+        /// The request ends here. Never true when trailers follow.
+        end_of_stream: bool,
+    },
+    /// The request ends with trailers.
+    RequestTrailers,
+    /// The body has begun to arrive and Envoy does not hand it over, because the headers are held:
+    /// `allow_on_headers_stop_iteration` is off.
+    BodyBlocked,
+    /// The store has answered.
+    StoreReplied {
+        /// The number of the question it answers.
+        question: Question,
+        /// What it said.
+        reply: Result<Reply, StoreError>,
+    },
+    /// Somebody ended the claim on the watched key.
+    Woken,
+    /// The time of [`Exchange::alarm`] has come.
+    Tick,
+    /// The response's headers are here: the origin's, Envoy's own, or this filter's.
+    ResponseHeaders {
+        /// All of them.
+        headers: &'a Headers,
+        /// Envoy's attributes, `response.code_details` among them.
+        attributes: &'a dyn Attributes,
+        /// Neither body nor trailers follow.
+        end_of_stream: bool,
+    },
+    /// The next bytes of the response's body.
+    ResponseBody {
+        /// Empty when [`Exchange::wants_bytes`] is false.
+        chunk: &'a [u8],
+        /// The response ends here. Never true when trailers follow.
+        end_of_stream: bool,
+    },
+    /// The response ends with trailers.
+    ResponseTrailers,
+    /// The stream is gone, whoever ended it: complete, reset, or left by the client.
+    StreamEnded,
+}
+
+/// What the host is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Ask the store; answer with `StoreReplied` under the same number.
+    Ask(Question, Command),
+    /// Answer the client in the origin's place.
+    Answer(LocalReply),
+    /// Set a request header, whatever it was. The request's headers are still held.
+    SetRequestHeader(&'static str, String),
+    /// Remove a request header, every one of that name.
+    RemoveRequestHeader(&'static str),
+    /// Set a response header, whatever it was.
+    SetResponseHeader(&'static str, String),
+    /// Remove a response header, every one of that name.
+    RemoveResponseHeader(&'static str),
+    /// From now on, `Woken` when somebody ends the claim on this key. In force before the next order.
+    Watch(Key),
+    /// No longer.
+    Unwatch(Key),
+    /// Count, and leave the word as filter state for the access log.
+    Report(Rc<Rule>, Report),
+    /// Count.
+    Count(Counter),
+    /// Write to the log.
+    Log(log::Level, String),
+}
+
+/// The number of a question to the store, unique within its exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Question(pub u32);
+
+/// What becomes of the direction an input belongs to; after an input that belongs to none, of the
+/// direction that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Let it through.
+    Continue,
+    /// Keep it.
+    Hold,
+}
+
+/// What follows from an input.
+#[must_use]
+#[derive(Debug)]
+pub struct Step {
+    /// The machine, for the next input.
+    pub next: Exchange,
+    /// What becomes of the held direction.
+    pub flow: Flow,
+    /// To be carried out in this order.
+    pub orders: Vec<Order>,
+}
+
+impl Exchange {
+    /// A request whose headers are about to come.
+    ///
+    /// `token` is 16 fresh random bytes: whoever guesses it can end the claim.
+    pub fn new(config: Rc<Config>, token: crate::record::Token) -> Self {
+        Self { context: Context { config, token, asked: 0 }, state: State::Fresh }
+    }
+
+    /// Takes a fact, consumes what was, and says what follows.
+    pub fn handle(self, input: Input<'_>, now: Timestamp) -> Step {
+        let Self { mut context, state } = self;
+        let shadow = state.rule().is_some_and(|rule| rule.shadow);
+        let then = match state {
+            State::Fresh => begin::fresh(&mut context, input, now),
+            State::AwaitBody(state) => state.handle(&mut context, input, now),
+            State::AwaitClaim(state) => state.handle(&mut context, input, now),
+            State::Waiting(state) => state.handle(&mut context, input, now),
+            State::Queued(state) => state.handle(&mut context, input, now),
+            State::Disowned(state) => state.handle(&mut context, input, now),
+            State::AwaitOrigin(state) => state.handle(&mut context, input, now),
+            State::Recording(state) => state.handle(&mut context, input, now),
+            State::Settling(state) => state.handle(&mut context, input, now),
+            State::Passing(state) => state.handle(&context, input),
+            State::Over => Then::new(State::Over, Flow::Continue),
+        };
+        let shadow = shadow || then.state.rule().is_some_and(|rule| rule.shadow);
+        let then = if shadow { then.in_shadow() } else { then };
+        Step { next: Self { context, state: then.state }, flow: then.flow, orders: then.orders }
+    }
+
+    /// When the machine wants a `Tick`, if nothing comes before. May be in the past: then at once.
+    pub fn alarm(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::Waiting(state) => Some(state.alarm()),
+            State::Queued(state) => Some(state.alarm()),
+            State::AwaitOrigin(state) => Some(state.alarm()),
+            State::Recording(state) => Some(state.alarm()),
+            State::Settling(state) => state.alarm(),
+            State::Fresh
+            | State::AwaitBody(_)
+            | State::AwaitClaim(_)
+            | State::Disowned(_)
+            | State::Passing(_)
+            | State::Over => None,
+        }
+    }
+
+    /// The bytes of the next body chunk matter; else the host need not copy them.
+    pub fn wants_bytes(&self) -> bool {
+        match &self.state {
+            State::AwaitBody(_) => true,
+            State::Recording(state) => state.wants_bytes(),
+            State::Fresh
+            | State::AwaitClaim(_)
+            | State::Waiting(_)
+            | State::Queued(_)
+            | State::Disowned(_)
+            | State::AwaitOrigin(_)
+            | State::Settling(_)
+            | State::Passing(_)
+            | State::Over => false,
+        }
+    }
+
+    /// The request's headers are held until its body is here.
+    pub fn awaits_body(&self) -> bool {
+        matches!(&self.state, State::AwaitBody(state) if !state.rule().shadow)
+    }
+
+    /// Nothing that may still come would change anything: the host may forget the exchange. Never
+    /// before everything that is owed to the store is settled.
+    pub fn is_over(&self) -> bool {
+        match &self.state {
+            State::Over => true,
+            State::Passing(passing) => {
+                !passing.untyped && (passing.outcome.is_none() || !self.context.config.status_header)
+            }
+            State::Fresh
+            | State::AwaitBody(_)
+            | State::AwaitClaim(_)
+            | State::Waiting(_)
+            | State::Queued(_)
+            | State::Disowned(_)
+            | State::AwaitOrigin(_)
+            | State::Recording(_)
+            | State::Settling(_) => false,
+        }
+    }
+}
+
+/// What every state shares.
+#[derive(Debug)]
+struct Context {
+    config: Rc<Config>,
+    token: crate::record::Token,
+    asked: u32,
+}
+
+impl Context {
+    fn question(&mut self) -> Question {
+        self.asked = self.asked.wrapping_add(1);
+        Question(self.asked)
+    }
+
+    fn ask(&mut self, command: Command) -> (Question, Order) {
+        let question = self.question();
+        (question, Order::Ask(question, command))
+    }
+}
+
+/// What the machine waits for.
+#[derive(Debug)]
+enum State {
+    Fresh,
+    AwaitBody(begin::AwaitBody),
+    AwaitClaim(pending::AwaitClaim),
+    Waiting(pending::Waiting),
+    Queued(pending::Queued),
+    Disowned(pending::Disowned),
+    AwaitOrigin(origin::AwaitOrigin),
+    Recording(origin::Recording),
+    Settling(settle::Settling),
+    Passing(Passing),
+    Over,
+}
+
+impl State {
+    fn rule(&self) -> Option<&Rule> {
+        match self {
+            Self::AwaitBody(state) => Some(state.rule()),
+            Self::AwaitClaim(state) => Some(state.rule()),
+            Self::Waiting(state) => Some(state.rule()),
+            Self::Queued(state) => Some(state.rule()),
+            Self::Disowned(state) => Some(state.rule()),
+            Self::AwaitOrigin(state) => Some(state.rule()),
+            Self::Recording(state) => Some(state.rule()),
+            Self::Settling(state) => Some(state.rule()),
+            Self::Passing(state) => state.rule.as_deref(),
+            Self::Fresh | Self::Over => None,
+        }
+    }
+}
+
+/// Nothing more to decide: what comes goes through.
+#[derive(Debug, Default)]
+struct Passing {
+    /// The rule that protects the request, if one does.
+    rule: Option<Rc<Rule>>,
+    /// Said in the response's headers, when the origin answers and the config wants it.
+    outcome: Option<Outcome>,
+    /// The answer is a replay whose record has no content type: Envoy's own default is taken off.
+    untyped: bool,
+}
+
+impl Passing {
+    fn handle(mut self, context: &Context, input: Input<'_>) -> Then {
+        match input {
+            Input::ResponseHeaders { .. } => {
+                let mut orders = Vec::new();
+                if let Some(outcome) = self.outcome.take() {
+                    orders.extend(context.status_header(outcome));
+                }
+                if self.untyped {
+                    orders.push(Order::RemoveResponseHeader("content-type"));
+                }
+                Then { state: State::Passing(self), flow: Flow::Continue, orders }
+            }
+            Input::StreamEnded => Then::new(State::Over, Flow::Continue),
+            Input::RequestHeaders { .. }
+            | Input::RequestBody { .. }
+            | Input::RequestTrailers
+            | Input::BodyBlocked
+            | Input::StoreReplied { .. }
+            | Input::Woken
+            | Input::Tick
+            | Input::ResponseBody { .. }
+            | Input::ResponseTrailers => Then::new(State::Passing(self), Flow::Continue),
+        }
+    }
+}
+
+impl Context {
+    fn status_header(&self, outcome: Outcome) -> Option<Order> {
+        self.config
+            .status_header
+            .then(|| Order::SetResponseHeader(header::STATUS, outcome.word().to_owned()))
+    }
+
+    /// The client gets this answer instead of the origin's.
+    fn answer(&self, rule: &Rc<Rule>, outcome: Outcome, mut reply: LocalReply) -> Then {
+        if self.config.status_header {
+            reply.headers.push((header::STATUS.into(), outcome.word().into()));
+        }
+        let typed = reply.headers.iter().any(|(name, _)| name == b"content-type");
+        let untyped = !typed && !reply.body.is_empty();
+        let state = State::Passing(Passing { rule: Some(rule.clone()), outcome: None, untyped });
+        Then::new(state, Flow::Hold).order(report(rule, outcome)).order(Order::Answer(reply))
+    }
+
+    /// The origin answers as if there were no filter.
+    fn pass(&self, rule: &Rc<Rule>, outcome: Outcome) -> Then {
+        let passing =
+            Passing { rule: Some(rule.clone()), outcome: Some(outcome), untyped: false };
+        Then::new(State::Passing(passing), Flow::Continue).order(report(rule, outcome))
+    }
+}
+
+fn report(rule: &Rc<Rule>, outcome: Outcome) -> Order {
+    Order::Report(rule.clone(), Report { outcome, shadow: rule.shadow })
+}
+
+/// A step, before it is known whether it happens in the shadow.
+struct Then {
+    state: State,
+    flow: Flow,
+    orders: Vec<Order>,
+}
+
+impl Then {
+    fn new(state: State, flow: Flow) -> Self {
+        Self { state, flow, orders: Vec::new() }
+    }
+
+    fn order(mut self, order: Order) -> Self {
+        self.orders.push(order);
+        self
+    }
+
+    /// What comes first when `orders` precede this step.
+    fn after(mut self, mut orders: Vec<Order>) -> Self {
+        orders.append(&mut self.orders);
+        self.orders = orders;
+        self
+    }
+
+    /// Decided, counted and recorded all the same, but neither client nor origin notices.
+    fn in_shadow(mut self) -> Self {
+        self.flow = Flow::Continue;
+        self.orders.retain(|order| match order {
+            Order::Ask(..) | Order::Report(..) | Order::Count(_) | Order::Log(..) => true,
+            Order::Answer(_)
+            | Order::SetRequestHeader(..)
+            | Order::RemoveRequestHeader(_)
+            | Order::SetResponseHeader(..)
+            | Order::RemoveResponseHeader(_)
+            | Order::Watch(_)
+            | Order::Unwatch(_) => false,
+        });
+        if let State::Passing(passing) = &mut self.state {
+            passing.untyped = false;
+        }
+        self
+    }
+}

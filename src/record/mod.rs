@@ -1,5 +1,6 @@
 //! What a store keeps under a key.
 
+pub mod codec;
 pub mod headers;
 pub mod outcome;
 
@@ -13,7 +14,7 @@ pub struct Token(pub [u8; 16]);
 
 /// What a store keeps under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct Record<A = Answer> {
     /// Proves the claim that made this record.
     pub token: Token,
     /// What must not differ in a duplicate.
@@ -23,8 +24,11 @@ pub struct Record {
     /// When the first request under the key was seen; survives takeovers.
     pub first_seen: Timestamp,
     /// Where the execution stands.
-    pub state: State,
+    pub state: State<A>,
 }
+
+/// A record without its answer: all that transitions look at, and of one size.
+pub type Head = Record<()>;
 
 /// Where an execution stands.
 ///
@@ -35,10 +39,10 @@ pub struct Record {
 ///      └── release ──────┘  └───┘       └── mark unknown, or the lease lapses ──▶ unknown ──unknown_ttl──▶ absent
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum State<A = Answer> {
     /// It runs, as far as anyone can tell.
     Ongoing {
-        /// Past this point, without a heartbeat, nobody knows any more.
+        /// From here on, without a heartbeat, nobody knows any more.
         lease_until: Timestamp,
         /// How long the key stays [`State::Unknown`] if the lease lapses.
         unknown_for: Duration,
@@ -55,15 +59,15 @@ pub enum State {
         /// The answer's status code.
         status: u16,
         /// What is kept of the answer.
-        kept: Kept,
+        kept: Kept<A>,
     },
 }
 
 /// What is kept of a first answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum Kept<A = Answer> {
     /// All that may be replayed.
-    Answer(Answer),
+    Answer(A),
     /// The status alone: the rule says `"do": "status"`.
     StatusOnly,
     /// Nothing: a tombstone. It finished; the answer was too large to keep, or a stream.
@@ -77,4 +81,73 @@ pub struct Answer {
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
     /// The body, byte for byte.
     pub body: Vec<u8>,
+}
+
+impl<A> Record<A> {
+    /// The record without its answer.
+    pub fn head(&self) -> Head {
+        let state = match &self.state {
+            State::Ongoing { lease_until, unknown_for } => {
+                State::Ongoing { lease_until: *lease_until, unknown_for: *unknown_for }
+            }
+            State::Unknown { until } => State::Unknown { until: *until },
+            State::Finished { until, status, kept } => {
+                State::Finished { until: *until, status: *status, kept: kept.form() }
+            }
+        };
+        self.with_state(state)
+    }
+
+    /// The same record in another state.
+    pub(crate) fn with_state<B>(&self, state: State<B>) -> Record<B> {
+        Record {
+            token: self.token,
+            fingerprint: self.fingerprint,
+            attempt: self.attempt,
+            first_seen: self.first_seen,
+            state,
+        }
+    }
+}
+
+impl Head {
+    /// The whole record again. `answer` is asked for what is kept only if the head says that an
+    /// answer is; without one the record is a tombstone: finished, and never a miss.
+    ///
+    /// # Errors
+    ///
+    /// Those of `answer`.
+    pub(crate) fn try_complete<E>(
+        &self,
+        answer: impl FnOnce() -> Result<Option<Answer>, E>,
+    ) -> Result<Record, E> {
+        let state = match self.state {
+            State::Ongoing { lease_until, unknown_for } => {
+                State::Ongoing { lease_until, unknown_for }
+            }
+            State::Unknown { until } => State::Unknown { until },
+            State::Finished { until, status, kept: Kept::Answer(()) } => {
+                let kept = answer()?.map_or(Kept::Nothing, Kept::Answer);
+                State::Finished { until, status, kept }
+            }
+            State::Finished { until, status, kept: Kept::StatusOnly } => {
+                State::Finished { until, status, kept: Kept::StatusOnly }
+            }
+            State::Finished { until, status, kept: Kept::Nothing } => {
+                State::Finished { until, status, kept: Kept::Nothing }
+            }
+        };
+        Ok(self.with_state(state))
+    }
+}
+
+impl<A> Kept<A> {
+    /// Which of the three it is, without the answer.
+    pub fn form(&self) -> Kept<()> {
+        match self {
+            Self::Answer(_) => Kept::Answer(()),
+            Self::StatusOnly => Kept::StatusOnly,
+            Self::Nothing => Kept::Nothing,
+        }
+    }
 }

@@ -1,9 +1,11 @@
 //! What is asked of a store, what it says, and how it fails.
 
+pub mod life;
 pub mod shared_data;
 
 use crate::key::{Fingerprint, Key};
 use crate::record::{Kept, Record, Token};
+use std::fmt;
 use std::time::Duration;
 
 /// One transition of one key's record. Every store carries it out atomically.
@@ -98,3 +100,40 @@ pub enum StoreError {
     /// Others changed the same place so often that the command was given up; nothing was changed.
     Contended,
 }
+
+impl Command {
+    /// The key it is about.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Claim { key, .. }
+            | Self::Extend { key, .. }
+            | Self::Complete { key, .. }
+            | Self::Release { key, .. }
+            | Self::MarkUnknown { key, .. } => *key,
+        }
+    }
+
+    /// The token that proves, or is to prove, the claim.
+    pub fn token(&self) -> Token {
+        match self {
+            Self::Claim { token, .. }
+            | Self::Extend { token, .. }
+            | Self::Complete { token, .. }
+            | Self::Release { token, .. }
+            | Self::MarkUnknown { token, .. } => *token,
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(why) => write!(f, "the store is not available: {why}"),
+            Self::Full => f.write_str("the store has no room that is not a claim's"),
+            Self::Unreadable(why) => write!(f, "the store has a record that cannot be read: {why}"),
+            Self::Contended => f.write_str("the store is contended"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}

@@ -1,0 +1,243 @@
+//! Before the store is asked: which rule, which key, and is the request fit for it.
+
+use super::pending::{self, Pending};
+use super::{Context, Flow, Headers, Input, Order, Passing, State, Then};
+use crate::config::{Ongoing, Rule, Selection};
+use crate::key::{Attributes, Captures, Draft, KeyError, RequestHead};
+use crate::reply::{Code, Problem};
+use crate::telemetry::{Bypass, Outcome, header};
+use crate::time::Timestamp;
+use log::Level;
+use std::rc::Rc;
+
+/// Where a route names its rule, or switches the filter off (Envoy attribute `xds.route_metadata`).
+const ROUTE_RULE: [&str; 5] = ["xds", "route_metadata", "filter_metadata", "idempotency", "rule"];
+
+/// The request's headers are held until its body is whole.
+#[derive(Debug)]
+pub(super) struct AwaitBody {
+    rule: Rc<Rule>,
+    draft: Draft,
+    location: Vec<u8>,
+    body: Vec<u8>,
+}
+
+/// The first input of an exchange.
+pub(super) fn fresh(context: &mut Context, input: Input<'_>, now: Timestamp) -> Then {
+    match input {
+        Input::RequestHeaders { headers, attributes, end_of_stream } => {
+            head(context, headers, attributes, end_of_stream, now)
+        }
+        Input::StreamEnded => Then::new(State::Over, Flow::Continue),
+        // A stream whose request headers never came (Envoy refused them): it is Envoy's to answer.
+        Input::RequestBody { .. }
+        | Input::RequestTrailers
+        | Input::BodyBlocked
+        | Input::StoreReplied { .. }
+        | Input::Woken
+        | Input::Tick
+        | Input::ResponseHeaders { .. }
+        | Input::ResponseBody { .. }
+        | Input::ResponseTrailers => Then::new(State::Passing(Passing::default()), Flow::Continue),
+    }
+}
+
+/// Rows 1 to 6 of the README's table: what can be seen before the body is here.
+fn head(
+    context: &mut Context,
+    headers: &Headers,
+    attributes: &dyn Attributes,
+    end_of_stream: bool,
+    now: Timestamp,
+) -> Then {
+    let route = attributes.attribute(&ROUTE_RULE);
+    let (rule, captures) = match context.config.select(route.as_deref(), headers) {
+        Selection::Rule { rule, captures } => (rule, captures),
+        Selection::NoRule | Selection::RouteOff => {
+            return Then::new(State::Passing(Passing::default()), Flow::Continue);
+        }
+        Selection::Dangling => return dangling(route.unwrap_or_default()),
+    };
+    let then = match admit(&rule, headers, attributes, &captures, end_of_stream) {
+        Err(Left::Alone(reason)) => {
+            let said = format!("{}: left alone: {}", rule.name, reason.word());
+            context.pass(&rule, Outcome::Bypassed).order(Order::Log(Level::Debug, said))
+        }
+        Err(Left::Refused(problem)) => {
+            context.answer(&rule, Outcome::Invalid, problem.into_reply())
+        }
+        Ok(draft) => {
+            let location = location(&rule, headers, &captures);
+            let state = AwaitBody { rule, draft, location, body: Vec::new() };
+            if state.rule.key.needs_body() && !end_of_stream {
+                Then::new(State::AwaitBody(state), Flow::Hold)
+            } else {
+                state.whole(context, now)
+            }
+        }
+    };
+    // Only this filter may say which attempt it is.
+    then.after(vec![Order::RemoveRequestHeader(header::ATTEMPT)])
+}
+
+/// Why a request does not get as far as the store.
+enum Left {
+    Alone(Bypass),
+    Refused(Problem),
+}
+
+fn admit(
+    rule: &Rule,
+    headers: &Headers,
+    attributes: &dyn Attributes,
+    captures: &Captures,
+    end_of_stream: bool,
+) -> Result<Draft, Left> {
+    if value(headers, b"upgrade").is_some() || value(headers, b":protocol").is_some() {
+        return Err(Left::Alone(Bypass::Upgrade));
+    }
+    if value(headers, b"content-type").is_some_and(is_grpc) {
+        return Err(Left::Alone(Bypass::Grpc));
+    }
+    let draft = rule
+        .key
+        .begin(&RequestHead { headers, attributes, captures })
+        .map_err(|error| unfit(rule, error))?;
+    let announced = value(headers, b"content-length")
+        .and_then(|text| std::str::from_utf8(text).ok()?.trim().parse::<u64>().ok());
+    let limit = rule.limits.request_body;
+    // Envoy refuses to buffer more than its own limit, with an answer of its own; ours comes first.
+    if rule.key.needs_body() && !end_of_stream && announced.is_some_and(|size| size > limit as u64) {
+        return Err(Left::Refused(too_large(limit)));
+    }
+    Ok(draft)
+}
+
+/// gRPC over HTTP/2 and gRPC-Web, with whichever message format.
+fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    content_type.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+}
+
+fn value<'a>(headers: &'a Headers, wanted: &[u8]) -> Option<&'a [u8]> {
+    headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_slice())
+}
+
+fn unfit(rule: &Rule, error: KeyError) -> Left {
+    if rule.passes_without(&error) {
+        return Left::Alone(Bypass::KeyAbsent);
+    }
+    let code = match &error {
+        KeyError::KeyMissing { .. } => Code::KeyMissing,
+        KeyError::KeyInvalid { .. } => Code::KeyInvalid,
+        KeyError::CallerMissing => Code::CallerMissing,
+        KeyError::BodyInvalid { .. } => Code::BodyInvalid,
+    };
+    Left::Refused(Problem::new(code, error.to_string()))
+}
+
+fn too_large(limit: usize) -> Problem {
+    Problem::new(
+        Code::BodyTooLarge,
+        format!("the body is part of what makes this request one of its kind; up to {limit} bytes"),
+    )
+}
+
+/// Where `redirect` sends a duplicate: the template filled in, or the request's own URL.
+fn location(rule: &Rule, headers: &Headers, captures: &Captures) -> Vec<u8> {
+    match &rule.ongoing {
+        Ongoing::Redirect { to: Some(template), .. } => template.fill(captures).into_bytes(),
+        Ongoing::Redirect { to: None, .. } => {
+            value(headers, b":path").unwrap_or_default().to_vec()
+        }
+        Ongoing::Reject | Ongoing::Wait { .. } | Ongoing::Requeue { .. } => Vec::new(),
+    }
+}
+
+fn dangling(route: Vec<u8>) -> Then {
+    let named = String::from_utf8_lossy(&route).into_owned();
+    let said = format!("route metadata names the rule {named:?}, and there is none of that name");
+    let problem = Problem::new(Code::Misconfigured, "the route names a rule that does not exist");
+    Then::new(State::Passing(Passing::default()), Flow::Hold)
+        .order(Order::Log(Level::Error, said))
+        .order(Order::Answer(problem.into_reply()))
+}
+
+impl AwaitBody {
+    pub(super) fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    pub(super) fn handle(
+        mut self,
+        context: &mut Context,
+        input: Input<'_>,
+        now: Timestamp,
+    ) -> Then {
+        match input {
+            Input::RequestBody { chunk, end_of_stream } => {
+                let limit = self.rule.limits.request_body;
+                if self.body.len().saturating_add(chunk.len()) > limit {
+                    return context.answer(
+                        &self.rule,
+                        Outcome::Invalid,
+                        too_large(limit).into_reply(),
+                    );
+                }
+                self.body.extend_from_slice(chunk);
+                if end_of_stream {
+                    self.whole(context, now)
+                } else {
+                    Then::new(State::AwaitBody(self), Flow::Hold)
+                }
+            }
+            Input::RequestTrailers => self.whole(context, now),
+            Input::BodyBlocked => self.blocked(context),
+            // Somebody else has answered the request: a time-out of Envoy's, another filter.
+            Input::ResponseHeaders { .. } => context.pass(&self.rule, Outcome::Bypassed),
+            Input::StreamEnded => Then::new(State::Over, Flow::Continue),
+            Input::RequestHeaders { .. }
+            | Input::StoreReplied { .. }
+            | Input::Woken
+            | Input::Tick
+            | Input::ResponseBody { .. }
+            | Input::ResponseTrailers => Then::new(State::AwaitBody(self), Flow::Hold),
+        }
+    }
+
+    /// The request is whole as far as the rule needs it: its key can be made.
+    fn whole(self, context: &mut Context, now: Timestamp) -> Then {
+        let Self { rule, draft, location, body } = self;
+        let secret = context.config.secret.as_ref();
+        match rule.key.finish(draft, &body, secret) {
+            Ok((key, fingerprint)) => {
+                pending::ask(context, Pending::new(rule, key, fingerprint, location), now)
+            }
+            Err(error) => match unfit(&rule, error) {
+                Left::Alone(reason) => {
+                    let said = format!("{}: left alone: {}", rule.name, reason.word());
+                    context.pass(&rule, Outcome::Bypassed).order(Order::Log(Level::Debug, said))
+                }
+                Left::Refused(problem) => {
+                    context.answer(&rule, Outcome::Invalid, problem.into_reply())
+                }
+            },
+        }
+    }
+
+    /// Headers let through now would be a request that nobody checked.
+    fn blocked(self, context: &Context) -> Then {
+        let said = format!(
+            "rule {} needs the request's body and Envoy keeps it back: set \
+             allow_on_headers_stop_iteration: true in the filter's plugin config",
+            self.rule.name
+        );
+        let problem = Problem::new(
+            Code::Misconfigured,
+            "the filter needs the request's body and is not set up to get it",
+        );
+        context
+            .answer(&self.rule, Outcome::Invalid, problem.into_reply())
+            .order(Order::Log(Level::Error, said))
+    }
+}

@@ -1,0 +1,85 @@
+//! What a record means for a duplicate: rows 9 to 13 of the README's table, and the refusals.
+
+use crate::config::Rule;
+use crate::key::Fingerprint;
+use crate::record::{Kept, Record, State};
+use crate::reply::{Code, LocalReply, Problem};
+use crate::telemetry::{Outcome, header};
+use crate::time::Timestamp;
+
+/// What a refused client is told to wait, in seconds: the shortest time `Retry-After` can say
+/// (RFC 9110 section 10.2.3), since most executions are over by then and the next refusal is cheap.
+pub(super) const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// What a record means for a request that met it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meeting {
+    /// It can be answered now.
+    Answer(Outcome, LocalReply),
+    /// The first is running, at least until its lease ends; the rule says what then.
+    Ongoing {
+        lease_until: Timestamp,
+        first_seen: Timestamp,
+    },
+}
+
+/// Compares the fingerprint *before everything else*: a different request never learns what became
+/// of the first one.
+pub(super) fn meet(record: Record, fingerprint: Fingerprint, waited: bool) -> Meeting {
+    let first_seen = record.first_seen;
+    if record.fingerprint != fingerprint {
+        let problem =
+            problem(Code::KeyReused, "the key was used for a request that differs", first_seen);
+        return Meeting::Answer(Outcome::Mismatch, problem.into_reply());
+    }
+    let replayed = if waited { Outcome::Waited } else { Outcome::Replayed };
+    match record.state {
+        State::Ongoing { lease_until, .. } => Meeting::Ongoing { lease_until, first_seen },
+        State::Unknown { .. } => {
+            let detail = "the first request may have been executed and its outcome is not known; \
+                          find out before you send it under another key";
+            let reply = problem(Code::OutcomeUnknown, detail, first_seen).into_reply();
+            Meeting::Answer(Outcome::Unknown, reply)
+        }
+        State::Finished { status, kept: Kept::Answer(answer), .. } => {
+            Meeting::Answer(replayed, replay(status, answer.headers, answer.body))
+        }
+        State::Finished { status, kept: Kept::StatusOnly, .. } => {
+            Meeting::Answer(replayed, replay(status, Vec::new(), Vec::new()))
+        }
+        State::Finished { status, kept: Kept::Nothing, .. } => {
+            let detail = "the first request was executed; its answer was too large to keep";
+            let problem = Problem {
+                original_status: Some(status),
+                ..problem(Code::CompletedNotStored, detail, first_seen)
+            };
+            Meeting::Answer(Outcome::Tombstone, problem.into_reply())
+        }
+    }
+}
+
+/// Row 14, `reject`, and what the other answers come to in the end.
+pub(super) fn in_progress(first_seen: Timestamp, retry_after_seconds: u64) -> Problem {
+    Problem {
+        retry_after: Some(retry_after_seconds),
+        ..problem(Code::InProgress, "the first request under this key is running", first_seen)
+    }
+}
+
+/// Row 15, `refuse`.
+pub(super) fn store_unavailable(rule: &Rule) -> Problem {
+    let detail = format!(
+        "rule {} protects this request and its store cannot tell whether it is new",
+        rule.name
+    );
+    Problem { retry_after: Some(RETRY_AFTER_SECONDS), ..Problem::new(Code::StoreUnavailable, detail) }
+}
+
+fn problem(code: Code, detail: &str, first_seen: Timestamp) -> Problem {
+    Problem { first_seen: Some(first_seen.to_string()), ..Problem::new(code, detail) }
+}
+
+fn replay(status: u16, mut headers: Vec<(Vec<u8>, Vec<u8>)>, body: Vec<u8>) -> LocalReply {
+    headers.push((header::REPLAYED.into(), b"true".to_vec()));
+    LocalReply { status, headers, body, details: "idempotency_replayed" }
+}

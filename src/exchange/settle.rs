@@ -1,0 +1,200 @@
+//! The end of a claim on its way into the store, and what follows when it does not arrive.
+
+use super::claim::Claim;
+use super::{Context, Flow, Input, Order, Passing, Question, State, Then};
+use crate::config::Rule;
+use crate::store::{Command, Reply, StoreError};
+use crate::telemetry::Counter;
+use crate::time::Timestamp;
+use log::Level;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Pause between two tries to write what ends a claim. A quarter of a second finds a store that was
+/// restarted soon after it is back, and costs one that is down four commands a second and claim.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// The command that ends the claim is with the store.
+///
+/// The client's last byte waits for the first reply, so that a client that has its answer finds the
+/// record. It does not wait for a second try: its answer is worth more than our record.
+#[derive(Debug)]
+pub(super) struct Settling {
+    rule: Rc<Rule>,
+    command: Command,
+    /// The try in flight, or the time of the next.
+    attempt: Attempt,
+    /// Past this point the claim may be somebody else's.
+    give_up_at: Timestamp,
+    failed: bool,
+    stream_over: bool,
+}
+
+#[derive(Debug)]
+enum Attempt {
+    InFlight(Question),
+    At(Timestamp),
+}
+
+/// How much of the stream is still to come when a claim ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// More of the response.
+    MoreToCome,
+    /// Nothing: what ends the response is in the filter's hands.
+    LastByte,
+    /// The stream is gone.
+    Gone,
+}
+
+/// Ends `claim` by the command that `end` makes of it.
+pub(super) fn settle(
+    context: &mut Context,
+    rule: Rc<Rule>,
+    claim: Claim,
+    end: impl FnOnce(Claim) -> Command,
+    rest: Rest,
+) -> Then {
+    let give_up_at = claim.lease_until();
+    settle_command(context, rule, end(claim), give_up_at, rest)
+}
+
+/// Sends `command`, which ends a claim that lives until `give_up_at` for sure.
+pub(super) fn settle_command(
+    context: &mut Context,
+    rule: Rc<Rule>,
+    command: Command,
+    give_up_at: Timestamp,
+    rest: Rest,
+) -> Then {
+    let (question, order) = context.ask(command.clone());
+    let settling = Settling {
+        rule,
+        command,
+        attempt: Attempt::InFlight(question),
+        give_up_at,
+        failed: false,
+        stream_over: rest == Rest::Gone,
+    };
+    let flow = match rest {
+        Rest::LastByte => Flow::Hold,
+        Rest::MoreToCome | Rest::Gone => Flow::Continue,
+    };
+    Then::new(State::Settling(settling), flow).order(order)
+}
+
+impl Settling {
+    pub(super) fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    pub(super) fn alarm(&self) -> Option<Timestamp> {
+        match self.attempt {
+            Attempt::InFlight(_) => None,
+            Attempt::At(time) => Some(time),
+        }
+    }
+
+    pub(super) fn handle(
+        mut self,
+        context: &mut Context,
+        input: Input<'_>,
+        now: Timestamp,
+    ) -> Then {
+        match input {
+            Input::StoreReplied { question, reply } => match self.attempt {
+                Attempt::InFlight(asked) if asked == question => self.replied(reply, now),
+                // A heartbeat's reply that was overtaken by the end of the claim.
+                Attempt::InFlight(_) | Attempt::At(_) => {
+                    let flow = self.flow();
+                    Then::new(State::Settling(self), flow)
+                }
+            },
+            Input::Tick => self.retry(context, now),
+            Input::ResponseBody { end_of_stream: true, .. } | Input::ResponseTrailers => {
+                let flow = self.flow();
+                Then::new(State::Settling(self), flow)
+            }
+            Input::StreamEnded => {
+                self.stream_over = true;
+                Then::new(State::Settling(self), Flow::Continue)
+            }
+            Input::ResponseBody { end_of_stream: false, .. }
+            | Input::RequestHeaders { .. }
+            | Input::RequestBody { .. }
+            | Input::RequestTrailers
+            | Input::BodyBlocked
+            | Input::Woken
+            | Input::ResponseHeaders { .. } => Then::new(State::Settling(self), Flow::Continue),
+        }
+    }
+
+    /// The last byte is held until the store has answered once.
+    fn flow(&self) -> Flow {
+        if self.failed || self.stream_over { Flow::Continue } else { Flow::Hold }
+    }
+
+    fn replied(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Then {
+        let key = self.command.key();
+        let rule = &self.rule.name;
+        match reply {
+            Ok(Reply::Done) => self.done(),
+            Ok(Reply::NotOwner) => {
+                let said = format!("{rule} {key}: the claim was lost; its end was not recorded");
+                self.done().order(Order::Log(Level::Warn, said))
+            }
+            Ok(reply @ (Reply::Claimed { .. } | Reply::Exists(_))) => {
+                let said = format!("{rule} {key}: unreachable: the end of a claim got {reply:?}");
+                self.done().order(Order::Log(Level::Error, said))
+            }
+            Err(error) => {
+                let first = !self.failed;
+                self.failed = true;
+                self.attempt = Attempt::At(now.after(RETRY_PAUSE));
+                let said = format!("{rule} {key}: the end of a claim was not recorded: {error}");
+                let records = matches!(self.command, Command::Complete { .. });
+                let then = Then::new(State::Settling(self), Flow::Continue);
+                match (first, records) {
+                    (true, true) => then
+                        .order(Order::Count(Counter::RecordWriteFailures))
+                        .order(Order::Log(Level::Warn, said)),
+                    (true, false) => then.order(Order::Log(Level::Warn, said)),
+                    // Once is enough: a store that is down is told of elsewhere.
+                    (false, _) => then,
+                }
+            }
+        }
+    }
+
+    fn retry(mut self, context: &mut Context, now: Timestamp) -> Then {
+        match self.attempt {
+            Attempt::At(time) if time <= now && now < self.give_up_at => {
+                let (question, order) = context.ask(self.command.clone());
+                self.attempt = Attempt::InFlight(question);
+                Then::new(State::Settling(self), Flow::Continue).order(order)
+            }
+            Attempt::At(_) if now >= self.give_up_at => {
+                let said = format!(
+                    "{} {}: gave up recording the end of a claim; it lapses into unknown",
+                    self.rule.name,
+                    self.command.key()
+                );
+                self.done().order(Order::Log(Level::Error, said))
+            }
+            Attempt::At(_) => Then::new(State::Settling(self), Flow::Continue),
+            Attempt::InFlight(_) => {
+                let flow = self.flow();
+                Then::new(State::Settling(self), flow)
+            }
+        }
+    }
+
+    fn done(self) -> Then {
+        let state = if self.stream_over {
+            State::Over
+        } else {
+            State::Passing(Passing { rule: Some(self.rule), ..Passing::default() })
+        };
+        Then::new(state, Flow::Continue)
+    }
+}

@@ -1,0 +1,177 @@
+//! What each command does to a record: the one place that every store must agree with.
+
+use super::Command;
+use crate::record::{Head, Kept, State, Token};
+use crate::time::Timestamp;
+use std::time::Duration;
+
+/// What a command comes to. `Change`s say what takes the record's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The key is claimed.
+    Claimed {
+        /// Executions begun under the key, this one included.
+        attempt: u32,
+        /// What becomes of the record.
+        change: Change,
+    },
+    /// The key is taken by this record, as it stands now.
+    Exists(Head),
+    /// Done.
+    Done(Change),
+    /// The record is somebody else's; it stays as it is.
+    NotOwner,
+}
+
+/// What becomes of the record under a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It stays as it is.
+    Keep,
+    /// This takes its place; an answer is the command's.
+    Put(Head),
+    /// It goes.
+    Remove,
+}
+
+/// A record as it stands at a point in time.
+enum Standing<'a> {
+    /// There is none, or it is over.
+    Absent,
+    /// Its execution ended in doubt, and the time of doubt is over: the next attempt takes over.
+    Over(&'a Head),
+    /// Somebody's claim.
+    Ongoing(&'a Head),
+    /// In doubt until then.
+    Unknown(&'a Head, Timestamp),
+    /// Over and done.
+    Finished(&'a Head),
+}
+
+fn standing(record: Option<&Head>, now: Timestamp) -> Standing<'_> {
+    let Some(record) = record else { return Standing::Absent };
+    // "Until" excludes its own moment: a remaining time of zero is over, never "for ever".
+    match &record.state {
+        State::Ongoing { lease_until, .. } if now < *lease_until => Standing::Ongoing(record),
+        State::Ongoing { lease_until, unknown_for } => {
+            let until = lease_until.after(*unknown_for);
+            if now < until { Standing::Unknown(record, until) } else { Standing::Over(record) }
+        }
+        State::Unknown { until } if now < *until => Standing::Unknown(record, *until),
+        State::Unknown { .. } => Standing::Over(record),
+        State::Finished { until, .. } if now < *until => Standing::Finished(record),
+        State::Finished { .. } => Standing::Absent,
+    }
+}
+
+/// How little is lost when a record goes to make room for another; the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Worth {
+    /// It is finished and its time is over.
+    Nothing,
+    /// In doubt, and its time is over: the count of its attempts.
+    Attempts,
+    /// It is finished: a retry would run again.
+    Answer,
+    /// A claim, or the doubt that is left of one: never.
+    Claim,
+}
+
+/// What is lost when `record` goes.
+pub fn worth(record: &Head, now: Timestamp) -> Worth {
+    match standing(Some(record), now) {
+        Standing::Absent => Worth::Nothing,
+        Standing::Over(_) => Worth::Attempts,
+        Standing::Finished(_) => Worth::Answer,
+        Standing::Ongoing(_) | Standing::Unknown(..) => Worth::Claim,
+    }
+}
+
+/// Carries out `command` on the record under its key.
+pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdict {
+    match command {
+        Command::Claim { token, fingerprint, lease, unknown_for, .. } => {
+            let claim = |attempt, first_seen| {
+                let lease_until = now.after(*lease);
+                let record = Head {
+                    token: *token,
+                    fingerprint: *fingerprint,
+                    attempt,
+                    first_seen,
+                    state: State::Ongoing { lease_until, unknown_for: *unknown_for },
+                };
+                Verdict::Claimed { attempt, change: Change::Put(record) }
+            };
+            match standing(record, now) {
+                Standing::Absent => claim(1, now),
+                Standing::Over(record) => {
+                    claim(record.attempt.saturating_add(1), record.first_seen)
+                }
+                // A retry of itself, its first reply lost.
+                Standing::Ongoing(record) if record.token == *token => {
+                    Verdict::Claimed { attempt: record.attempt, change: Change::Keep }
+                }
+                Standing::Ongoing(record) | Standing::Finished(record) => {
+                    Verdict::Exists(record.clone())
+                }
+                Standing::Unknown(record, until) => {
+                    Verdict::Exists(record.with_state(State::Unknown { until }))
+                }
+            }
+        }
+        Command::Extend { token, lease, .. } => match owned(record, *token) {
+            // Lapsed or not: nobody took over, and the owner is alive.
+            Owned::Ongoing(record, unknown_for) => {
+                put(record, State::Ongoing { lease_until: now.after(*lease), unknown_for })
+            }
+            Owned::Unknown(_) | Owned::Finished | Owned::ByNobodyOrAnother => Verdict::NotOwner,
+        },
+        Command::Complete { token, status, kept, ttl, .. } => match owned(record, *token) {
+            Owned::Ongoing(record, _) | Owned::Unknown(record) => {
+                let until = now.after(*ttl);
+                put(record, State::Finished { until, status: *status, kept: kept.form() })
+            }
+            // A retry of itself, its first reply lost.
+            Owned::Finished => Verdict::Done(Change::Keep),
+            Owned::ByNobodyOrAnother => Verdict::NotOwner,
+        },
+        Command::Release { token, .. } => match owned(record, *token) {
+            Owned::Ongoing(record, _) | Owned::Unknown(record) if record.attempt > 1 => {
+                put(record, State::Unknown { until: now })
+            }
+            Owned::Ongoing(..) | Owned::Unknown(_) => Verdict::Done(Change::Remove),
+            Owned::Finished | Owned::ByNobodyOrAnother => Verdict::NotOwner,
+        },
+        Command::MarkUnknown { token, unknown_for, .. } => match owned(record, *token) {
+            Owned::Ongoing(record, _) | Owned::Unknown(record) => {
+                put(record, State::Unknown { until: now.after(*unknown_for) })
+            }
+            Owned::Finished | Owned::ByNobodyOrAnother => Verdict::NotOwner,
+        },
+    }
+}
+
+/// A record by its owner's eyes. Time does not matter: until somebody takes over, it is still theirs.
+enum Owned<'a> {
+    Ongoing(&'a Head, Duration),
+    Unknown(&'a Head),
+    Finished,
+    ByNobodyOrAnother,
+}
+
+fn owned(record: Option<&Head>, token: Token) -> Owned<'_> {
+    let Some(record) = record.filter(|record| record.token == token) else {
+        return Owned::ByNobodyOrAnother;
+    };
+    match &record.state {
+        State::Ongoing { unknown_for, .. } => Owned::Ongoing(record, *unknown_for),
+        State::Unknown { .. } => Owned::Unknown(record),
+        State::Finished { kept: Kept::Answer(()) | Kept::StatusOnly | Kept::Nothing, .. } => {
+            Owned::Finished
+        }
+    }
+}
+
+fn put(record: &Head, state: State<()>) -> Verdict {
+    Verdict::Done(Change::Put(record.with_state(state)))
+}

@@ -1,0 +1,131 @@
+//! How many buckets, how many entries in each, how many bytes for their answers.
+
+use super::bucket::ENTRY_BYTES;
+use std::fmt;
+
+/// What the table may take, and what it must be able to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Records at the most.
+    pub entries: u32,
+    /// Bytes at the most, heads and answers together. Envoy's own overhead of about 150 bytes for each
+    /// answer comes on top.
+    pub budget_bytes: u64,
+    /// Bytes of the largest body that should be kept.
+    pub largest_answer: usize,
+}
+
+/// The shape of the table. Part of its keys: tables of two shapes do not mix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    /// A power of two.
+    pub(super) buckets: u32,
+    /// Entries in a bucket.
+    pub(super) ways: usize,
+    /// Bytes for the answers of a bucket.
+    pub(super) answer_bytes: u64,
+}
+
+/// The heads alone would take more than half of the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyEntries {
+    /// The least budget for so many entries, in bytes.
+    pub least_budget: u64,
+}
+
+impl fmt::Display for TooManyEntries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = self.least_budget.div_ceil(1 << 20);
+        write!(f, "too small for so many entries, wanted a budget of {mebibytes}MiB or more")
+    }
+}
+
+/// A bucket is read and written whole: more entries make each operation slower (31 KiB at 256, about a
+/// microsecond), fewer make it likelier that one bucket is full while others are empty.
+const FEWEST_WAYS: u32 = 8;
+const MOST_WAYS: u32 = 256;
+
+/// What an answer of the largest body takes beyond it: headers, of which Envoy takes 60 KiB by default.
+const HEADERS_BYTES: u64 = 64 * 1024;
+
+impl Geometry {
+    pub(super) fn of(capacity: Capacity) -> Result<Self, TooManyEntries> {
+        let heads = u64::from(capacity.entries) * ENTRY_BYTES as u64;
+        if heads > capacity.budget_bytes / 2 {
+            return Err(TooManyEntries { least_budget: heads.saturating_mul(2) });
+        }
+        let answers = capacity.budget_bytes - heads;
+        let largest = (capacity.largest_answer as u64).saturating_add(HEADERS_BYTES);
+        // As many buckets as leave room for a largest answer in each, within the bounds of ways.
+        let wanted = u32::try_from(answers / largest).unwrap_or(u32::MAX);
+        let (fewest, most) = (capacity.entries / MOST_WAYS, capacity.entries / FEWEST_WAYS);
+        let buckets = previous_power_of_two(wanted.clamp(fewest.max(1), most.max(1)));
+        Ok(Self {
+            buckets,
+            ways: (capacity.entries / buckets) as usize,
+            answer_bytes: answers / u64::from(buckets),
+        })
+    }
+}
+
+fn previous_power_of_two(number: u32) -> u32 {
+    1 << number.max(1).ilog2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn geometry(entries: u32, budget_mib: u64, largest_kib: usize) -> Geometry {
+        let capacity = Capacity {
+            entries,
+            budget_bytes: budget_mib << 20,
+            largest_answer: largest_kib << 10,
+        };
+        Geometry::of(capacity).unwrap()
+    }
+
+    #[test]
+    fn the_default_table_holds_a_largest_answer_in_each_bucket() {
+        let geometry = geometry(16_384, 64, 256);
+        assert_eq!((geometry.buckets, geometry.ways), (128, 128));
+        assert!(geometry.answer_bytes >= (256 + 64) << 10);
+    }
+
+    #[test]
+    fn small_answers_make_many_small_buckets() {
+        let geometry = geometry(65_536, 64, 1);
+        assert_eq!((geometry.buckets, geometry.ways), (512, 128));
+    }
+
+    #[test]
+    fn no_table_takes_more_than_its_budget_or_entries() {
+        for entries in [64, 100, 4_096, 16_384, 1_000_000] {
+            for budget in [1, 4, 64, 1_024] {
+                for largest in [0, 1, 256, 8_192] {
+                    let capacity = Capacity {
+                        entries,
+                        budget_bytes: budget << 20,
+                        largest_answer: largest << 10,
+                    };
+                    let Ok(geometry) = Geometry::of(capacity) else { continue };
+                    let all = u64::from(geometry.buckets) * geometry.ways as u64;
+                    assert!(all <= u64::from(entries) && all * 2 > u64::from(entries));
+                    let bytes = all * ENTRY_BYTES as u64
+                        + geometry.answer_bytes * u64::from(geometry.buckets);
+                    assert!(bytes <= budget << 20, "{capacity:?} {geometry:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_budget_that_heads_alone_would_take_is_refused() {
+        let capacity = Capacity { entries: 1_000_000, budget_bytes: 1 << 20, largest_answer: 1 };
+        let error = Geometry::of(capacity).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "too small for so many entries, wanted a budget of 239MiB or more"
+        );
+    }
+}

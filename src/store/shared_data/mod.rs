@@ -1,0 +1,455 @@
+//! Records in Envoy's shared data: a fixed set-associative table, changed by compare-and-swap alone.
+
+mod bucket;
+mod geometry;
+#[cfg(test)]
+mod tests;
+
+pub use geometry::{Capacity, TooManyEntries};
+
+use super::life::{self, Change, Verdict};
+use super::{Command, Reply, StoreError};
+use crate::key::Key;
+use crate::record::codec::{append_answer, decode_answer};
+use crate::record::{Answer, Head, Kept, State, Token};
+use crate::time::Timestamp;
+use bucket::{Bucket, Dropped, Entry};
+use geometry::Geometry;
+use std::fmt;
+
+/// Envoy's shared data: one map of the process, whose values have versions.
+pub trait SharedData {
+    /// A value and its version. An empty value is `(None, Some(version))`, an absent one `(None, None)`.
+    fn load(&self, key: &str) -> (Option<Vec<u8>>, Option<u32>);
+
+    /// Writes the value if its version still is `cas`; [`INSERT`] if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`SharedDataError`]; the value has not changed then.
+    fn store(&self, key: &str, value: &[u8], cas: u32) -> Result<(), SharedDataError>;
+}
+
+/// Why a value was not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedDataError {
+    /// Somebody else wrote it since it was read.
+    CasMismatch,
+    /// The host failed.
+    Failed,
+}
+
+/// The version that no value has: written with it, a key is inserted if it is absent. The ABI does not
+/// promise that, so [`MemoryStore::open`] proves it once.
+pub const INSERT: u32 = u32::MAX;
+
+/// Tries of one command before it is given up as contended. Each lost try means that another command
+/// on the same bucket got through; with a worker a core, that many in a row do not happen.
+const TRIES: usize = 64;
+
+/// The embedded store: the records of one Envoy process, shared by its workers.
+#[derive(Clone, Debug)]
+pub struct MemoryStore<S> {
+    shared: S,
+    prefix: String,
+    geometry: Geometry,
+}
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// The store's word.
+    pub reply: Reply,
+    /// The command ended a claim that somebody watches.
+    pub wake: bool,
+    /// Records dropped before their time.
+    pub evicted: u32,
+}
+
+/// Why the table could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// The capacity contradicts itself.
+    Capacity(TooManyEntries),
+    /// This host's shared data has no atomic insertion, or no compare-and-swap.
+    NotAtomic,
+    /// The host would not write.
+    Failed,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capacity(error) => error.fmt(f),
+            Self::NotAtomic => f.write_str("this host's shared data cannot compare and swap"),
+            Self::Failed => f.write_str("this host's shared data cannot be written"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// One try of a command.
+enum Try {
+    Executed(Executed),
+    Again,
+}
+
+impl<S: SharedData> MemoryStore<S> {
+    /// Opens the table of this plugin, and makes it if it is new.
+    ///
+    /// Its keys name the product, the version of its format, the plugin and its shape, and not the
+    /// configuration: rules may change and the records stay.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]: nothing can be kept, and the filter must not start.
+    pub fn open(shared: S, plugin: &str, capacity: Capacity) -> Result<Self, OpenError> {
+        let geometry = Geometry::of(capacity).map_err(OpenError::Capacity)?;
+        let Geometry { buckets, ways, answer_bytes } = geometry;
+        let prefix = format!("envoy-idempotency/1/{plugin}/{buckets}x{ways}x{answer_bytes}");
+        let store = Self { shared, prefix, geometry };
+        store.prove_atomicity()?;
+        for bucket in 0..buckets {
+            store.create(&store.bucket_name(bucket))?;
+            for place in 0..ways {
+                store.create(&store.slot_name(bucket, place))?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// What all keys of this store begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Carries out a command.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was changed then.
+    pub fn execute(&self, command: &Command, now: Timestamp) -> Result<Executed, StoreError> {
+        let key = command.key();
+        let bucket = self.bucket_of(key);
+        for _ in 0..TRIES {
+            let tried = match command {
+                Command::Complete { token, kept: Kept::Answer(answer), .. } => {
+                    self.complete(bucket, command, *token, answer, now)?
+                }
+                Command::Claim { .. }
+                | Command::Extend { .. }
+                | Command::Complete { kept: Kept::StatusOnly | Kept::Nothing, .. }
+                | Command::Release { .. }
+                | Command::MarkUnknown { .. } => self.transition(bucket, command, now)?,
+            };
+            match tried {
+                Try::Executed(executed) => return Ok(executed),
+                Try::Again => {}
+            }
+        }
+        Err(StoreError::Contended)
+    }
+
+    fn create(&self, key: &str) -> Result<(), OpenError> {
+        match self.shared.store(key, &[], INSERT) {
+            // It was there: another VM was faster, or the configuration is a new one.
+            Ok(()) | Err(SharedDataError::CasMismatch) => Ok(()),
+            Err(SharedDataError::Failed) => Err(OpenError::Failed),
+        }
+    }
+
+    fn prove_atomicity(&self) -> Result<(), OpenError> {
+        let probe = format!("{}/probe", self.prefix);
+        self.create(&probe)?;
+        let twice = self.shared.store(&probe, b"1", INSERT);
+        let (_, Some(cas)) = self.shared.load(&probe) else { return Err(OpenError::NotAtomic) };
+        // Other VMs prove the same at this moment, so the first write may lose; a stale one must.
+        let _ = self.shared.store(&probe, b"2", cas);
+        let stale = self.shared.store(&probe, b"3", cas);
+        match (twice, stale) {
+            (Err(SharedDataError::CasMismatch), Err(SharedDataError::CasMismatch)) => Ok(()),
+            (Ok(()) | Err(SharedDataError::CasMismatch | SharedDataError::Failed), _) => {
+                Err(OpenError::NotAtomic)
+            }
+        }
+    }
+
+    fn bucket_of(&self, key: Key) -> u32 {
+        let [a, b, c, d, ..] = key.0;
+        // The key is a digest: any bits of it are as good as others.
+        u32::from_be_bytes([a, b, c, d]) & (self.geometry.buckets - 1)
+    }
+
+    fn bucket_name(&self, bucket: u32) -> String {
+        format!("{}/{bucket}", self.prefix)
+    }
+
+    fn slot_name(&self, bucket: u32, place: usize) -> String {
+        format!("{}/{bucket}/{place}", self.prefix)
+    }
+
+    fn load(&self, bucket: u32) -> Result<(Bucket, u32), StoreError> {
+        match self.shared.load(&self.bucket_name(bucket)) {
+            (bytes, Some(cas)) => Ok((Bucket::read(&bytes.unwrap_or_default())?, cas)),
+            (_, None) => Err(StoreError::Unavailable("the table is gone from shared data")),
+        }
+    }
+
+    fn swap(&self, bucket: u32, value: &Bucket, cas: u32) -> Result<bool, StoreError> {
+        match self.shared.store(&self.bucket_name(bucket), &value.write(), cas) {
+            Ok(()) => Ok(true),
+            Err(SharedDataError::CasMismatch) => Ok(false),
+            Err(SharedDataError::Failed) => {
+                Err(StoreError::Unavailable("shared data could not be written"))
+            }
+        }
+    }
+
+    /// Every transition but the one that brings an answer along.
+    fn transition(
+        &self,
+        number: u32,
+        command: &Command,
+        now: Timestamp,
+    ) -> Result<Try, StoreError> {
+        let (mut bucket, cas) = self.load(number)?;
+        let found = bucket.find(command.key()).map(|(place, entry)| (place, entry.clone()));
+        let head = found.as_ref().map(|(_, entry)| &entry.head);
+        match life::apply(head, command, now) {
+            Verdict::NotOwner => Ok(done(Reply::NotOwner, false, &[])),
+            Verdict::Exists(head) => self.exists(number, bucket, cas, found, &head, command),
+            Verdict::Claimed { attempt, change } => {
+                self.change(number, bucket, cas, found, change, command, now, Reply::Claimed {
+                    attempt,
+                })
+            }
+            Verdict::Done(Change::Remove) => {
+                let Some((place, entry)) = found else { return Ok(done(Reply::Done, false, &[])) };
+                let dropped: Vec<_> = bucket.drop_entry(place, now).into_iter().collect();
+                self.finish(number, &bucket, cas, &dropped, || done(Reply::Done, entry.watched, &[]))
+            }
+            Verdict::Done(change) => {
+                self.change(number, bucket, cas, found, change, command, now, Reply::Done)
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one try's state; a struct would only name it again")]
+    fn change(
+        &self,
+        number: u32,
+        mut bucket: Bucket,
+        cas: u32,
+        found: Option<(usize, Entry)>,
+        change: Change,
+        command: &Command,
+        now: Timestamp,
+        reply: Reply,
+    ) -> Result<Try, StoreError> {
+        let head = match change {
+            Change::Put(head) => head,
+            Change::Keep | Change::Remove => return Ok(done(reply, false, &[])),
+        };
+        let used = bucket.next_use();
+        let (place, dropped, watched) = match found {
+            Some((place, entry)) => {
+                // A record that was over may leave an answer behind.
+                let stale = (entry.answer_bytes > 0).then_some(Dropped {
+                    place,
+                    token: entry.head.token,
+                    evicted: false,
+                });
+                (place, stale, entry.watched)
+            }
+            None => match bucket.make_room(self.geometry.ways, now) {
+                Some((place, dropped)) => (place, dropped, false),
+                None => return Err(StoreError::Full),
+            },
+        };
+        let (wake, watched) = match command {
+            Command::Claim { .. } | Command::Extend { .. } => (false, watched),
+            Command::Complete { .. } | Command::Release { .. } | Command::MarkUnknown { .. } => {
+                (watched, false)
+            }
+        };
+        bucket.put(place, Entry { key: command.key(), head, answer_bytes: 0, used, watched });
+        let dropped: Vec<_> = dropped.into_iter().collect();
+        self.finish(number, &bucket, cas, &dropped, || done(reply, wake, &dropped))
+    }
+
+    /// Swaps the bucket and clears the slots of what was dropped: in this order, so that an answer goes
+    /// only when nobody can find it any more.
+    fn finish(
+        &self,
+        number: u32,
+        bucket: &Bucket,
+        cas: u32,
+        dropped: &[Dropped],
+        executed: impl FnOnce() -> Try,
+    ) -> Result<Try, StoreError> {
+        if !self.swap(number, bucket, cas)? {
+            return Ok(Try::Again);
+        }
+        for dropped in dropped {
+            self.clear_slot(number, dropped.place, dropped.token);
+        }
+        Ok(executed())
+    }
+
+    /// Somebody has the key: reads their answer, and leaves word if the command wants to be woken.
+    fn exists(
+        &self,
+        number: u32,
+        mut bucket: Bucket,
+        cas: u32,
+        found: Option<(usize, Entry)>,
+        head: &Head,
+        command: &Command,
+    ) -> Result<Try, StoreError> {
+        let Some((place, entry)) = found else { return Ok(Try::Again) };
+        let ongoing = matches!(head.state, State::Ongoing { .. });
+        if ongoing && matches!(command, Command::Claim { watch: true, .. }) && !entry.watched {
+            // In the same swap as the look: an end that comes between the two makes it fail.
+            if let Some(entry) = bucket.entry_mut(place) {
+                entry.watched = true;
+            }
+            if !self.swap(number, &bucket, cas)? {
+                return Ok(Try::Again);
+            }
+        } else if bucket.is_stale(&entry) {
+            let used = bucket.next_use();
+            if let Some(entry) = bucket.entry_mut(place) {
+                entry.used = used;
+            }
+            // Lost: somebody else changed the bucket, and the use is not written down this time.
+            let _ = self.swap(number, &bucket, cas)?;
+        }
+        let mut moved = false;
+        let record = head.try_complete(|| {
+            let answer = self.read_slot(number, place, entry.head.token)?;
+            moved = answer.is_none();
+            Ok::<_, StoreError>(answer)
+        })?;
+        if moved {
+            // The slot has another answer by now, so the bucket has changed, too: look again. A slot
+            // that was lost for good is a tombstone.
+            let (now_there, _) = self.load(number)?;
+            let same = now_there.find(entry.key).is_some_and(|(at, now_there)| {
+                at == place && now_there.head.token == entry.head.token
+            });
+            if !same {
+                return Ok(Try::Again);
+            }
+        }
+        Ok(done(Reply::Exists(record), false, &[]))
+    }
+
+    /// Writes an answer into its slot and then its record into the bucket.
+    ///
+    /// The slot's version is read *before* the bucket is: who still owns the bucket's record then writes
+    /// over nothing that a successor wrote since.
+    fn complete(
+        &self,
+        number: u32,
+        command: &Command,
+        token: Token,
+        answer: &Answer,
+        now: Timestamp,
+    ) -> Result<Try, StoreError> {
+        let (peeked, _) = self.load(number)?;
+        let Some((place, _)) = peeked.find(command.key()) else {
+            return Ok(done(Reply::NotOwner, false, &[]));
+        };
+        let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
+        let (mut bucket, cas) = self.load(number)?;
+        let Some((found_at, entry)) =
+            bucket.find(command.key()).map(|(place, entry)| (place, entry.clone()))
+        else {
+            return Ok(done(Reply::NotOwner, false, &[]));
+        };
+        let head = match life::apply(Some(&entry.head), command, now) {
+            Verdict::Done(Change::Put(head)) => head,
+            Verdict::Done(Change::Keep | Change::Remove) => {
+                return Ok(done(Reply::Done, false, &[]));
+            }
+            Verdict::NotOwner | Verdict::Exists(_) | Verdict::Claimed { .. } => {
+                return Ok(done(Reply::NotOwner, false, &[]));
+            }
+        };
+        let (Some(slot_cas), true) = (slot_cas, found_at == place) else { return Ok(Try::Again) };
+        let mut slot = token.0.to_vec();
+        append_answer(answer, &mut slot);
+        let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
+        let dropped = room.and_then(|room| bucket.make_bytes(room, place, now));
+        let (Some(dropped), Ok(answer_bytes)) = (dropped, u32::try_from(slot.len())) else {
+            // More than can be kept here: it ran, and that is what is kept.
+            return self.transition(number, &tombstone(command), now);
+        };
+        match self.shared.store(&self.slot_name(number, place), &slot, slot_cas) {
+            Ok(()) => {}
+            Err(SharedDataError::CasMismatch) => return Ok(Try::Again),
+            Err(SharedDataError::Failed) => {
+                return Err(StoreError::Unavailable("shared data could not be written"));
+            }
+        }
+        let used = bucket.next_use();
+        let wake = entry.watched;
+        bucket.put(place, Entry { key: entry.key, head, answer_bytes, used, watched: false });
+        let tried = self.finish(number, &bucket, cas, &dropped, || {
+            done(Reply::Done, wake, &dropped)
+        })?;
+        if matches!(tried, Try::Again) {
+            // Whether the record is still ours shows when it is tried again; until then, the slot is
+            // no one's.
+            self.clear_slot(number, place, token);
+        }
+        Ok(tried)
+    }
+
+    fn read_slot(
+        &self,
+        bucket: u32,
+        place: usize,
+        token: Token,
+    ) -> Result<Option<Answer>, StoreError> {
+        let (slot, _) = self.shared.load(&self.slot_name(bucket, place));
+        let slot = slot.unwrap_or_default();
+        match slot.split_first_chunk::<16>() {
+            Some((owner, answer)) if *owner == token.0 => decode_answer(answer)
+                .map(Some)
+                .map_err(|error| StoreError::Unreadable(error.as_str())),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Empties a slot, unless a successor has written into it.
+    fn clear_slot(&self, bucket: u32, place: usize, token: Token) {
+        let name = self.slot_name(bucket, place);
+        let (slot, cas) = self.shared.load(&name);
+        if let (Some(slot), Some(cas)) = (slot, cas)
+            && slot.starts_with(&token.0)
+        {
+            // Lost: a successor was faster, and its answer is not ours to clear.
+            let _ = self.shared.store(&name, &[], cas);
+        }
+    }
+}
+
+fn done(reply: Reply, wake: bool, dropped: &[Dropped]) -> Try {
+    let evicted = dropped.iter().filter(|dropped| dropped.evicted).count();
+    Try::Executed(Executed { reply, wake, evicted: u32::try_from(evicted).unwrap_or(u32::MAX) })
+}
+
+fn tombstone(command: &Command) -> Command {
+    match command.clone() {
+        Command::Complete { key, token, status, kept: _, ttl } => {
+            Command::Complete { key, token, status, kept: Kept::Nothing, ttl }
+        }
+        other @ (Command::Claim { .. }
+        | Command::Extend { .. }
+        | Command::Release { .. }
+        | Command::MarkUnknown { .. }) => other,
+    }
+}
+
