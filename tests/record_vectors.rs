@@ -1,5 +1,12 @@
 //! The codec against golden records (written by another implementation), and against noise.
 
+#![allow(
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "a test: clippy sees only what stands in a #[test] function as one"
+)]
+
 use envoy_idempotency::key::Fingerprint;
 use envoy_idempotency::record::codec::{self, CodecError};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};

@@ -3,8 +3,11 @@
 use super::ConfigError;
 use super::unit::{parse_length, parse_size};
 use crate::record::outcome::StatusRange;
-use serde::de::{self, Deserializer, Unexpected, Visitor};
+use prost::Message;
+use prost_types::value::Kind;
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde_json::Value;
 use std::fmt;
 use std::time::Duration;
 
@@ -232,26 +235,53 @@ pub(super) struct Detached {
     pub(super) via: Option<String>,
 }
 
-/// Reads the JSON.
-pub(super) fn read(json: &[u8]) -> Result<Config, ConfigError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let config = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = match error.path().to_string() {
-            whole if whole == "." => WHOLE.to_owned(),
-            path => path,
-        };
-        let inner = error.into_inner();
-        let mut problem = inner.to_string();
-        // Where a value has a path, line and column of what is often one long line say nothing.
-        if inner.is_data()
-            && let Some(at) = problem.rfind(" at line ")
-        {
-            problem.truncate(at);
+/// Reads JSON, or the bytes of a `google.protobuf.Struct`: Envoy hands a plugin a `Struct` as it is on
+/// the wire (seen in 1.39.3), although its API says that it writes JSON.
+pub(super) fn read(bytes: &[u8]) -> Result<Config, ConfigError> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let error = match serde_path_to_error::deserialize(&mut json) {
+        Ok(config) => match json.end() {
+            Ok(()) => return Ok(config),
+            Err(error) => error,
+        },
+        Err(error) if error.inner().is_data() => return Err(misfit(error)),
+        Err(error) => error.into_inner(),
+    };
+    match prost_types::Struct::decode(bytes) {
+        Ok(fields) if !bytes.is_empty() => {
+            serde_path_to_error::deserialize(json_of_struct(fields)).map_err(misfit)
         }
-        ConfigError::new(path, problem)
-    })?;
-    deserializer.end().map_err(|error| ConfigError::new(WHOLE, error.to_string()))?;
-    Ok(config)
+        Ok(_) | Err(_) => Err(ConfigError::new(WHOLE, format!("not JSON: {error}"))),
+    }
+}
+
+fn misfit(error: serde_path_to_error::Error<serde_json::Error>) -> ConfigError {
+    let path = match error.path().to_string() {
+        whole if whole == "." => WHOLE.to_owned(),
+        path => path,
+    };
+    let mut problem = error.into_inner().to_string();
+    // Where a value has a path, line and column of what is often one long line say nothing.
+    if let Some(at) = problem.rfind(" at line ") {
+        problem.truncate(at);
+    }
+    ConfigError::new(path, problem)
+}
+
+fn json_of_struct(fields: prost_types::Struct) -> Value {
+    Value::Object(fields.fields.into_iter().map(|(name, value)| (name, json_of(value))).collect())
+}
+
+/// The decoder bounds the depth to 100, so recursion is safe.
+fn json_of(value: prost_types::Value) -> Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::NumberValue(number)) => Value::from(number),
+        Some(Kind::StringValue(text)) => Value::String(text),
+        Some(Kind::BoolValue(truth)) => Value::Bool(truth),
+        Some(Kind::StructValue(fields)) => json_of_struct(fields),
+        Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(json_of).collect()),
+    }
 }
 
 /// What the path of the whole configuration is called.

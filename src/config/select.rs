@@ -42,10 +42,8 @@ impl Config {
                 let captures = rule.captures(method, path)?;
                 rule.takes_host(&host).then(|| (rule.clone(), captures))
             });
-            return found.map_or(Selection::NoRule, |(rule, captures)| Selection::Rule {
-                rule,
-                captures,
-            });
+            return found
+                .map_or(Selection::NoRule, |(rule, captures)| Selection::Rule { rule, captures });
         };
         if route == OFF.as_bytes() {
             return Selection::RouteOff;
@@ -54,7 +52,8 @@ impl Config {
             None => Selection::Dangling,
             Some(rule) if !rule.takes_method(method) => Selection::NoRule,
             Some(rule) => {
-                let captures = rule.matching.path.as_ref().and_then(|path_of| path_of.matches(path));
+                let captures =
+                    rule.matching.path.as_ref().and_then(|path_of| path_of.matches(path));
                 Selection::Rule { rule: rule.clone(), captures: captures.unwrap_or_default() }
             }
         }
@@ -71,9 +70,7 @@ impl Rule {
         hosts.is_empty()
             || hosts.iter().any(|pattern| match pattern.strip_prefix('*') {
                 // `*.example.com` takes what ends in `.example.com`, and not that alone.
-                Some(domain) => {
-                    host.len() > domain.len() && host.ends_with(domain.as_bytes())
-                }
+                Some(domain) => host.len() > domain.len() && host.ends_with(domain.as_bytes()),
                 None => pattern.as_bytes() == host,
             })
     }

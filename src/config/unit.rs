@@ -61,7 +61,8 @@ pub(super) struct Length(pub(super) Duration);
 impl fmt::Display for Length {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
-        let whole = LENGTH_UNITS.iter().find(|(_, unit)| millis >= *unit && millis % unit == 0);
+        let whole =
+            LENGTH_UNITS.iter().find(|(_, unit)| millis >= *unit && millis.is_multiple_of(*unit));
         match whole {
             Some((name, unit)) => write!(f, "{}{name}", millis / unit),
             None => write!(f, "0s"),
@@ -75,7 +76,8 @@ pub(super) struct Size(pub(super) u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = SIZE_UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0);
+        let whole =
+            SIZE_UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
         match whole {
             Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "0B"),
@@ -125,7 +127,10 @@ mod tests {
             ("5", r#""5" has no unit, write "5s""#),
             ("0", r#""0" has no unit, write "0s""#),
             ("1h 30", r#""1h 30" has no unit, write "1h 30s""#),
-            ("5 parsecs", r#""5 parsecs" has the unknown unit "parsecs", wanted e.g. "250ms", "30s", "1h" or "30d""#),
+            (
+                "5 parsecs",
+                r#""5 parsecs" has the unknown unit "parsecs", wanted e.g. "250ms", "30s", "1h" or "30d""#,
+            ),
             ("", r#""" is no length of time, wanted e.g. "250ms", "30s", "1h" or "30d""#),
             ("-1s", r#""-1s" is no length of time, wanted e.g. "250ms", "30s", "1h" or "30d""#),
             ("1500us", r#""1500us" is finer than a millisecond, wanted whole milliseconds"#),
@@ -153,7 +158,8 @@ mod tests {
     fn a_size_that_is_none_says_what_is_wanted() {
         let wanted = r#"wanted e.g. "512B", "64KiB", "1MiB" or "1GiB""#;
         assert_eq!(parse_size("64"), Err(r#""64" has no unit, write "64B""#.to_owned()));
-        for text in ["64KB", "64 KiB", "64kib", "1.5MiB", "-1B", "B", "", "99999999999999GiB", "é"] {
+        for text in ["64KB", "64 KiB", "64kib", "1.5MiB", "-1B", "B", "", "99999999999999GiB", "é"]
+        {
             assert_eq!(parse_size(text), Err(format!("{text:?} is no size, {wanted}")));
         }
     }

@@ -7,8 +7,8 @@ use super::{
     Config, ConfigError, Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule, StoreConfig,
 };
 use crate::key::{
-    CallerSource, FingerprintPlan, KeyPart, KeyPlan, LocationTemplate, PathTemplate, Pointer, Scope,
-    Secret,
+    CallerSource, FingerprintPlan, KeyPart, KeyPlan, LocationTemplate, PathTemplate, Pointer,
+    Scope, Secret,
 };
 use crate::record::headers::HeaderPolicy;
 use crate::record::outcome::{Disposition, OutcomeRule, Outcomes};
@@ -101,12 +101,19 @@ fn memory(path: &str, raw: &raw::Memory) -> Checked<StoreConfig> {
     Ok(StoreConfig::Memory { entries, budget_bytes })
 }
 
-fn table(path: &str, entries: Option<raw::Whole>, budget: Option<raw::Size>) -> Checked<(u32, u64)> {
+fn table(
+    path: &str,
+    entries: Option<raw::Whole>,
+    budget: Option<raw::Size>,
+) -> Checked<(u32, u64)> {
     let entries = entries.map_or(u64::from(DEFAULT_ENTRIES), |entries| entries.0);
     let entries = match u32::try_from(entries) {
         Ok(number) if ENTRIES.contains(&entries) => number,
         Ok(_) | Err(_) => {
-            return fail(format!("{path}.entries"), out_of(entries, ENTRIES.start(), ENTRIES.end()));
+            return fail(
+                format!("{path}.entries"),
+                out_of(entries, ENTRIES.start(), ENTRIES.end()),
+            );
         }
     };
     let budget = budget.map_or(DEFAULT_BUDGET, |budget| budget.0);
@@ -171,8 +178,9 @@ fn rule(path: &str, mut raw: raw::Rule) -> Checked<Rule> {
     let captures: &[String] = matching.path.as_ref().map_or(&[], PathTemplate::names);
     let key = key(path, &raw, captures)?;
     let ttl = raw.ttl.map_or(Ok(DEFAULT_TTL), |ttl| length(format!("{path}.ttl"), ttl, &TTL))?;
-    let lease =
-        raw.lease.map_or(Ok(DEFAULT_LEASE), |lease| length(format!("{path}.lease"), lease, &LEASE))?;
+    let lease = raw
+        .lease
+        .map_or(Ok(DEFAULT_LEASE), |lease| length(format!("{path}.lease"), lease, &LEASE))?;
     let unknown_ttl = match raw.unknown_ttl {
         Some(unknown) => length(format!("{path}.unknown_ttl"), unknown, &(Duration::ZERO..=ttl))?,
         // A rule with a short ttl need not name both.
@@ -181,7 +189,11 @@ fn rule(path: &str, mut raw: raw::Rule) -> Checked<Rule> {
     match &raw.execution {
         raw::Execution::Attached => {}
         raw::Execution::Detached(detached) => {
-            length(format!("{path}.execution.detached.timeout"), detached.timeout, &(SECOND..=HOUR))?;
+            length(
+                format!("{path}.execution.detached.timeout"),
+                detached.timeout,
+                &(SECOND..=HOUR),
+            )?;
             if detached.via.as_ref().is_some_and(String::is_empty) {
                 let problem = "empty, wanted the name of an Envoy cluster";
                 return fail(format!("{path}.execution.detached.via"), problem);
@@ -193,7 +205,8 @@ fn rule(path: &str, mut raw: raw::Rule) -> Checked<Rule> {
         raw::OnStoreError::Refuse => OnStoreError::Refuse,
         raw::OnStoreError::Pass => OnStoreError::Pass,
         raw::OnStoreError::Local => {
-            let problem = "\"local\" needs store.redis: without it, this Envoy's memory is the store";
+            let problem =
+                "\"local\" needs store.redis: without it, this Envoy's memory is the store";
             return fail(format!("{path}.on_store_error"), problem);
         }
     };
@@ -219,7 +232,8 @@ fn rule(path: &str, mut raw: raw::Rule) -> Checked<Rule> {
 
 fn name(path: &str, name: &str) -> Checked<()> {
     let path = format!("{path}.name");
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+    let fits =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
     if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(fits) {
         return fail(path, format!("{name:?}, wanted 1 to {LONGEST_NAME} of a-z, 0-9, _ and -"));
     }
@@ -231,8 +245,7 @@ fn name(path: &str, name: &str) -> Checked<()> {
 
 fn matching(path: &str, raw: raw::Matching) -> Checked<Matching> {
     let path = format!("{path}.match");
-    let methods =
-        raw.methods.unwrap_or_else(|| DEFAULT_METHODS.map(str::to_owned).to_vec());
+    let methods = raw.methods.unwrap_or_else(|| DEFAULT_METHODS.map(str::to_owned).to_vec());
     if methods.is_empty() {
         return fail(format!("{path}.methods"), "empty, wanted at least one method");
     }
@@ -240,7 +253,10 @@ fn matching(path: &str, raw: raw::Matching) -> Checked<Matching> {
         let path = format!("{path}.methods[{index}]");
         let upper = method.to_ascii_uppercase();
         if ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"].contains(&upper.as_str()) {
-            return fail(path, format!("{method:?} changes nothing, or is no request to be repeated"));
+            return fail(
+                path,
+                format!("{method:?} changes nothing, or is no request to be repeated"),
+            );
         }
         if !is_token(method) {
             return fail(path, format!("{method:?} is no method"));
@@ -255,7 +271,10 @@ fn matching(path: &str, raw: raw::Matching) -> Checked<Matching> {
         host.make_ascii_lowercase();
         let name = host.strip_prefix("*.").unwrap_or(host);
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_[]:".contains(&byte);
-        if name.is_empty() || !name.bytes().all(fits) || (name.contains(':') && !name.starts_with('[')) {
+        if name.is_empty()
+            || !name.bytes().all(fits)
+            || (name.contains(':') && !name.starts_with('['))
+        {
             let problem = format!("{host:?}, wanted a host without a port, or \"*.\" and a host");
             return fail(format!("{path}.hosts[{index}]"), problem);
         }
@@ -270,7 +289,9 @@ fn matching(path: &str, raw: raw::Matching) -> Checked<Matching> {
 /// RFC 9110 section 5.6.2.
 fn is_token(text: &str) -> bool {
     !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 fn header(path: String, name: &str) -> Checked<String> {
@@ -328,7 +349,9 @@ fn key(path: &str, raw: &raw::Rule, captures: &[String]) -> Checked<KeyPlan> {
         Some(raw::Caller::Anyone) => CallerSource::Anyone,
         Some(raw::Caller::Peer) => CallerSource::Peer,
         Some(raw::Caller::Header(name)) => CallerSource::Header(header(at("header"), name)?),
-        Some(raw::Caller::Cookie(name)) => CallerSource::Cookie(filled(at("cookie"), "cookie", name)?),
+        Some(raw::Caller::Cookie(name)) => {
+            CallerSource::Cookie(filled(at("cookie"), "cookie", name)?)
+        }
         Some(raw::Caller::Metadata(leaf)) => {
             if leaf.len() < 2 || leaf.iter().any(String::is_empty) {
                 let problem = "wanted a filter's name and the keys below it, e.g. \
@@ -338,13 +361,12 @@ fn key(path: &str, raw: &raw::Rule, captures: &[String]) -> Checked<KeyPlan> {
             CallerSource::Metadata(leaf.clone())
         }
     };
-    let scope = raw.scope.as_ref().map_or(Scope { method: true, host: true, path: true }, |scope| {
-        Scope {
+    let scope =
+        raw.scope.as_ref().map_or(Scope { method: true, host: true, path: true }, |scope| Scope {
             method: scope.contains(&raw::ScopePart::Method),
             host: scope.contains(&raw::ScopePart::Host),
             path: scope.contains(&raw::ScopePart::Path),
-        }
-    });
+        });
     let fingerprint = match &raw.fingerprint {
         raw::Fingerprint::Body => FingerprintPlan::Body,
         raw::Fingerprint::None => FingerprintPlan::Nothing,

@@ -107,7 +107,8 @@ fn admit(
         .and_then(|text| std::str::from_utf8(text).ok()?.trim().parse::<u64>().ok());
     let limit = rule.limits.request_body;
     // Envoy refuses to buffer more than its own limit, with an answer of its own; ours comes first.
-    if rule.key.needs_body() && !end_of_stream && announced.is_some_and(|size| size > limit as u64) {
+    if rule.key.needs_body() && !end_of_stream && announced.is_some_and(|size| size > limit as u64)
+    {
         return Err(Left::Refused(too_large(limit)));
     }
     Ok(draft)
@@ -147,9 +148,7 @@ fn too_large(limit: usize) -> Problem {
 fn location(rule: &Rule, headers: &Headers, captures: &Captures) -> Vec<u8> {
     match &rule.ongoing {
         Ongoing::Redirect { to: Some(template), .. } => template.fill(captures).into_bytes(),
-        Ongoing::Redirect { to: None, .. } => {
-            value(headers, b":path").unwrap_or_default().to_vec()
-        }
+        Ongoing::Redirect { to: None, .. } => value(headers, b":path").unwrap_or_default().to_vec(),
         Ongoing::Reject | Ongoing::Wait { .. } | Ongoing::Requeue { .. } => Vec::new(),
     }
 }

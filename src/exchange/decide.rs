@@ -17,10 +17,7 @@ pub(super) enum Meeting {
     /// It can be answered now.
     Answer(Outcome, LocalReply),
     /// The first is running, at least until its lease ends; the rule says what then.
-    Ongoing {
-        lease_until: Timestamp,
-        first_seen: Timestamp,
-    },
+    Ongoing { lease_until: Timestamp, first_seen: Timestamp },
 }
 
 /// Compares the fingerprint *before everything else*: a different request never learns what became
@@ -72,7 +69,10 @@ pub(super) fn store_unavailable(rule: &Rule) -> Problem {
         "rule {} protects this request and its store cannot tell whether it is new",
         rule.name
     );
-    Problem { retry_after: Some(RETRY_AFTER_SECONDS), ..Problem::new(Code::StoreUnavailable, detail) }
+    Problem {
+        retry_after: Some(RETRY_AFTER_SECONDS),
+        ..Problem::new(Code::StoreUnavailable, detail)
+    }
 }
 
 fn problem(code: Code, detail: &str, first_seen: Timestamp) -> Problem {

@@ -8,7 +8,6 @@ mod pending;
 mod settle;
 mod source;
 
-
 use crate::config::{Config, Rule};
 use crate::key::{Attributes, Key};
 use crate::reply::LocalReply;
@@ -233,7 +232,8 @@ impl Exchange {
         match &self.state {
             State::Over => true,
             State::Passing(passing) => {
-                !passing.untyped && (passing.outcome.is_none() || !self.context.config.status_header)
+                !passing.untyped
+                    && (passing.outcome.is_none() || !self.context.config.status_header)
             }
             State::Fresh
             | State::AwaitBody(_)
@@ -359,8 +359,7 @@ impl Context {
 
     /// The origin answers as if there were no filter.
     fn pass(&self, rule: &Rc<Rule>, outcome: Outcome) -> Then {
-        let passing =
-            Passing { rule: Some(rule.clone()), outcome: Some(outcome), untyped: false };
+        let passing = Passing { rule: Some(rule.clone()), outcome: Some(outcome), untyped: false };
         Then::new(State::Passing(passing), Flow::Continue).order(report(rule, outcome))
     }
 }

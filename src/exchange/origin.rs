@@ -234,7 +234,9 @@ impl Recording {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::ResponseBody { chunk, end_of_stream } => self.more(context, chunk, end_of_stream),
+            Input::ResponseBody { chunk, end_of_stream } => {
+                self.more(context, chunk, end_of_stream)
+            }
             Input::ResponseTrailers => self.finish(context),
             // Died in the middle, at the origin or at the client: it ran, and nobody has the answer.
             Input::StreamEnded => {

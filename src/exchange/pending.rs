@@ -163,9 +163,9 @@ impl AwaitClaim {
             }
             Ok(Reply::Exists(record)) => {
                 match decide::meet(record, self.pending.fingerprint, waited) {
-                    Meeting::Answer(outcome, answer) => context
-                        .answer(&self.pending.rule, outcome, answer)
-                        .after(self.unwatch()),
+                    Meeting::Answer(outcome, answer) => {
+                        context.answer(&self.pending.rule, outcome, answer).after(self.unwatch())
+                    }
                     Meeting::Ongoing { lease_until, first_seen } => {
                         self.meet_ongoing(context, lease_until, first_seen, now)
                     }
@@ -189,15 +189,14 @@ impl AwaitClaim {
     fn run(self, context: &mut Context, attempt: u32) -> Then {
         let Pending { rule, key, .. } = self.pending;
         let claim = Claim::new(key, context.token, rule.lease, self.asked_at);
-        let mut then = Then::new(
-            State::AwaitOrigin(AwaitOrigin::new(rule.clone(), claim)),
-            Flow::Continue,
-        )
-        .order(report(&rule, Outcome::Executed))
-        .order(Order::SetRequestHeader(header::ATTEMPT, attempt.to_string()));
+        let mut then =
+            Then::new(State::AwaitOrigin(AwaitOrigin::new(rule.clone(), claim)), Flow::Continue)
+                .order(report(&rule, Outcome::Executed))
+                .order(Order::SetRequestHeader(header::ATTEMPT, attempt.to_string()));
         if attempt > 1 {
             let said = format!("{} {key}: attempt {attempt} takes over", rule.name);
-            then = then.order(Order::Count(Counter::Takeovers)).order(Order::Log(Level::Warn, said));
+            then =
+                then.order(Order::Count(Counter::Takeovers)).order(Order::Log(Level::Warn, said));
         }
         then
     }

@@ -88,7 +88,10 @@ mod tests {
         assert_eq!(told(refused, 0x20, 1, HOST), Source::NothingSent);
         assert_eq!(told("no_healthy_upstream", 0x2, 1, None), Source::NothingSent);
         assert_eq!(told("route_not_found", 0, 0, None), Source::NothingSent);
-        assert_eq!(told("rbac_access_denied_matched_policy[none]", 0, 0, None), Source::NothingSent);
+        assert_eq!(
+            told("rbac_access_denied_matched_policy[none]", 0, 0, None),
+            Source::NothingSent
+        );
         assert_eq!(told("direct_response", 0, 0, None), Source::NothingSent);
     }
 

@@ -269,9 +269,7 @@ pub(super) fn property(path: &[&str]) -> Option<Vec<u8>> {
 /// Sets filter state of the effective context.
 pub(super) fn set_property(path: &str, value: &str) -> Result<(), Failure> {
     // SAFETY: the host reads two strings that outlive the call.
-    checked(unsafe {
-        proxy_set_property(path.as_ptr(), path.len(), value.as_ptr(), value.len())
-    })
+    checked(unsafe { proxy_set_property(path.as_ptr(), path.len(), value.as_ptr(), value.len()) })
 }
 
 /// A value of shared data and its version; an empty value is `None` with a version, an absent one

@@ -50,8 +50,7 @@ impl Root {
             .map_err(|error| error.to_string())?;
         let plugin = abi::property(&["plugin_name"]).unwrap_or_default();
         let StoreConfig::Memory { entries, budget_bytes } = config.store;
-        let capacity =
-            Capacity { entries, budget_bytes, largest_answer: config.largest_answer() };
+        let capacity = Capacity { entries, budget_bytes, largest_answer: config.largest_answer() };
         let store = MemoryStore::open(EnvoySharedData, &String::from_utf8_lossy(&plugin), capacity)
             .map_err(|error| format!("store.memory: {error}"))?;
         let metrics = Metrics::define(&config);

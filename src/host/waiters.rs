@@ -132,8 +132,8 @@ fn entries(list: &[u8]) -> impl Iterator<Item = Entry> {
 
 /// The list with `queue` seen `now`, and without those that are silent.
 fn with(list: &[u8], queue: u32, now: Timestamp) -> Vec<u8> {
-    let others = entries(list)
-        .filter(|(other, shown)| *other != queue && now < shown.after(SILENCE));
+    let others =
+        entries(list).filter(|(other, shown)| *other != queue && now < shown.after(SILENCE));
     let mut written = Vec::new();
     for (queue, shown) in others.chain([(queue, now)]) {
         written.extend_from_slice(&queue.to_be_bytes());

@@ -94,20 +94,19 @@ impl Worker {
             log::error!("Envoy's list of the request's headers cannot be read");
             let problem = Problem::new(Code::Misconfigured, "the request's headers cannot be read");
             let reply = problem.into_reply();
-            let sent = abi::send_local_response(
-                reply.status,
-                reply.details,
-                &reply.headers,
-                &reply.body,
-            );
+            let sent =
+                abi::send_local_response(reply.status, reply.details, &reply.headers, &reply.body);
             warn("answer a request", sent);
             return Flow::Hold;
         };
         let exchange = Exchange::new(self.config.clone(), self.tokens.next());
-        let stream =
-            Stream { exchange: Some(exchange), held: None, consumed: 0, alive: true };
+        let stream = Stream { exchange: Some(exchange), held: None, consumed: 0, alive: true };
         self.streams.insert(id, stream);
-        let input = Input::RequestHeaders { headers: &headers, attributes: &EnvoyAttributes, end_of_stream };
+        let input = Input::RequestHeaders {
+            headers: &headers,
+            attributes: &EnvoyAttributes,
+            end_of_stream,
+        };
         let flow = self.called(id, Direction::Request, input);
         self.probe(id, end_of_stream);
         flow
@@ -119,7 +118,11 @@ impl Worker {
         }
         // Unreadable: `:status` is absent then, and what became of the request is unknown.
         let headers = abi::headers(Direction::Response).unwrap_or_default();
-        let input = Input::ResponseHeaders { headers: &headers, attributes: &EnvoyAttributes, end_of_stream };
+        let input = Input::ResponseHeaders {
+            headers: &headers,
+            attributes: &EnvoyAttributes,
+            end_of_stream,
+        };
         self.called(id, Direction::Response, input)
     }
 
@@ -137,8 +140,7 @@ impl Worker {
         // What was held before is still in the buffer; what was let through is not.
         let start = if stream.held == Some(direction) { stream.consumed.min(size) } else { 0 };
         let wanted = stream.exchange.as_ref().is_some_and(Exchange::wants_bytes);
-        let chunk =
-            if wanted { abi::body(direction, start, size - start) } else { Vec::new() };
+        let chunk = if wanted { abi::body(direction, start, size - start) } else { Vec::new() };
         stream.consumed = size;
         let input = match direction {
             Direction::Request => Input::RequestBody { chunk: &chunk, end_of_stream },
@@ -218,7 +220,8 @@ impl Worker {
     /// Feeds the input and every reply that follows from it.
     fn feed(&mut self, id: u32, input: Input<'_>) -> Flow {
         let now = now();
-        let Some(mut exchange) = self.streams.get_mut(&id).and_then(|stream| stream.exchange.take())
+        let Some(mut exchange) =
+            self.streams.get_mut(&id).and_then(|stream| stream.exchange.take())
         else {
             return Flow::Continue;
         };

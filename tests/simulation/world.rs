@@ -1,9 +1,11 @@
 //! The simulated world: clients, two Envoys with a clock each, a store, an origin, and faults.
 
+use crate::map::Map;
 use envoy_idempotency::config::Config;
 use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Key};
-use envoy_idempotency::record::{Record, Token, life};
+use envoy_idempotency::record::Token;
+use envoy_idempotency::store::shared_data::{Capacity, MemoryStore};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::telemetry::Outcome;
 use envoy_idempotency::time::Timestamp;
@@ -42,6 +44,7 @@ pub struct Totals {
     pub store_errors: u64,
     pub doubtful: u64,
     pub released: u64,
+    pub takeovers: u64,
 }
 
 impl AddAssign for Totals {
@@ -52,6 +55,7 @@ impl AddAssign for Totals {
         self.store_errors += other.store_errors;
         self.doubtful += other.doubtful;
         self.released += other.released;
+        self.takeovers += other.takeovers;
     }
 }
 
@@ -67,6 +71,7 @@ const CONFIG: &str = r#"{ "rules": [
 ] }"#;
 
 const LEASE_MILLIS: u64 = 1_000;
+const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
 const UNKNOWN_FOR_MILLIS: [u64; 3] = [3_000, 3_000, 0];
 const TTL_MILLIS: u64 = 8_000;
 const RULES: [&str; 3] = ["reject", "wait", "requeue"];
@@ -127,6 +132,7 @@ struct Execution {
     token: Token,
     /// From then on the key may run again; `None` while that cannot be said.
     free_at: Option<u64>,
+    completed: bool,
     /// The lease, as the store counts it.
     lease_until: u64,
 }
@@ -141,7 +147,7 @@ pub struct World {
     happenings: HashMap<u64, Event>,
     next_event: u64,
     streams: Vec<Stream>,
-    records: HashMap<Key, Record>,
+    store: MemoryStore<Map>,
     watchers: BTreeMap<Key, Vec<usize>>,
     executions: Vec<Execution>,
     dead: Option<usize>,
@@ -204,7 +210,7 @@ impl World {
             happenings: HashMap::new(),
             next_event: 0,
             streams: Vec::new(),
-            records: HashMap::new(),
+            store: MemoryStore::open(Map::default(), "simulation", CAPACITY).unwrap(),
             watchers: BTreeMap::new(),
             executions: Vec::new(),
             dead: None,
@@ -295,7 +301,7 @@ impl World {
                 }
             }
             Event::Tick { stream } => {
-                if self.streams[stream].tick_at == Some(self.now) {
+                if self.streams[stream].tick_at.is_some_and(|at| at <= self.now) {
                     self.streams[stream].tick_at = None;
                     self.feed(stream, Input::Tick);
                 }
@@ -313,6 +319,10 @@ impl World {
                 for stream in self.streams.iter_mut().filter(|stream| stream.envoy == envoy) {
                     stream.exchange = None;
                     stream.left = true;
+                }
+                let streams = &self.streams;
+                for watchers in self.watchers.values_mut() {
+                    watchers.retain(|watcher| streams[*watcher].envoy != envoy);
                 }
             }
             Event::WorkerWakes => {}
@@ -365,8 +375,11 @@ impl World {
             (b"content-type".to_vec(), b"application/json".to_vec()),
         ];
         let attributes = Told(Ending::Stored);
-        let input =
-            Input::RequestHeaders { headers: &headers, attributes: &attributes, end_of_stream: false };
+        let input = Input::RequestHeaders {
+            headers: &headers,
+            attributes: &attributes,
+            end_of_stream: false,
+        };
         self.feed(stream, input);
         let body = format!("{{\"id\":{}}}", operation.1);
         let (first, second) = body.as_bytes().split_at(3);
@@ -382,7 +395,13 @@ impl World {
 
     fn feed(&mut self, stream: usize, input: Input<'_>) {
         let now = self.envoy_time(self.streams[stream].envoy);
-        let Some(exchange) = self.streams[stream].exchange.take() else { return };
+        let Some(exchange) = self.streams[stream].exchange.take() else {
+            // The filter is out of it, and holds nothing.
+            if std::mem::take(&mut self.streams[stream].end_held) {
+                self.last_byte_out(stream);
+            }
+            return;
+        };
         let step = exchange.handle(input, now);
         let alarm = step.next.alarm();
         if !step.next.is_over() {
@@ -462,17 +481,12 @@ impl World {
         reply_lost: bool,
     ) {
         let now = Timestamp::from_millis(self.now);
-        let key = command.key();
-        let before = self.records.get(&key).cloned();
-        let (reply, after) = life::apply(before.as_ref(), command, now);
-        match after {
-            life::Change::Keep => {}
-            life::Change::Put(record) => {
-                self.records.insert(key, record);
-            }
-            life::Change::Remove => {
-                self.records.remove(&key);
-            }
+        let executed = self.store.execute(command, now).unwrap();
+        let reply = executed.reply;
+        if executed.wake {
+            // Word takes its time, and may come after the next claim.
+            let after = 1 + self.random.below(30);
+            self.after(after, Event::Woken { key: command.key() });
         }
         self.follow(stream, command, &reply);
         if !reply_lost {
@@ -487,10 +501,10 @@ impl World {
         let unknown_for = UNKNOWN_FOR_MILLIS[self.streams[stream].rule];
         let now = self.now;
         let token = command.token();
-        let execution =
-            self.executions.iter_mut().find(|execution| execution.token == token);
+        let execution = self.executions.iter_mut().find(|execution| execution.token == token);
         match (command, reply) {
-            (Command::Claim { .. }, Reply::Claimed { .. }) => {
+            (Command::Claim { .. }, Reply::Claimed { attempt }) => {
+                self.totals.takeovers += u64::from(*attempt > 1);
                 self.streams[stream].claimed_at.get_or_insert(now);
             }
             (Command::Extend { lease, .. }, Reply::Done) => {
@@ -499,7 +513,11 @@ impl World {
                 }
             }
             (Command::Complete { .. }, Reply::Done) => {
-                if let Some(execution) = execution {
+                if let Some(execution) = execution
+                    && !execution.completed
+                {
+                    // A retry of it, its first reply lost, changes nothing.
+                    execution.completed = true;
                     execution.free_at = Some(now + TTL_MILLIS);
                 }
             }
@@ -533,7 +551,13 @@ impl World {
             );
         }
         let lease_until = claimed_at + LEASE_MILLIS;
-        self.executions.push(Execution { operation, token, free_at: None, lease_until });
+        self.executions.push(Execution {
+            operation,
+            token,
+            free_at: None,
+            completed: false,
+            lease_until,
+        });
         self.streams[stream].executing = true;
         self.totals.executions += 1;
         let after = self.streams[stream].millis_at_origin;
@@ -546,7 +570,10 @@ impl World {
         }
         let ending = self.streams[stream].ending;
         let headers = [
-            (b":status".to_vec(), if ending == Ending::Stored { b"201".to_vec() } else { b"503".to_vec() }),
+            (
+                b":status".to_vec(),
+                if ending == Ending::Stored { b"201".to_vec() } else { b"503".to_vec() },
+            ),
             (b"content-type".to_vec(), b"text/plain".to_vec()),
         ];
         let attributes = Told(ending);

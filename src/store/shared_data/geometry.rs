@@ -77,11 +77,8 @@ mod tests {
     use super::*;
 
     fn geometry(entries: u32, budget_mib: u64, largest_kib: usize) -> Geometry {
-        let capacity = Capacity {
-            entries,
-            budget_bytes: budget_mib << 20,
-            largest_answer: largest_kib << 10,
-        };
+        let capacity =
+            Capacity { entries, budget_bytes: budget_mib << 20, largest_answer: largest_kib << 10 };
         Geometry::of(capacity).unwrap()
     }
 

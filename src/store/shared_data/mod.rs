@@ -219,15 +219,22 @@ impl<S: SharedData> MemoryStore<S> {
         match life::apply(head, command, now) {
             Verdict::NotOwner => Ok(done(Reply::NotOwner, false, &[])),
             Verdict::Exists(head) => self.exists(number, bucket, cas, found, &head, command),
-            Verdict::Claimed { attempt, change } => {
-                self.change(number, bucket, cas, found, change, command, now, Reply::Claimed {
-                    attempt,
-                })
-            }
+            Verdict::Claimed { attempt, change } => self.change(
+                number,
+                bucket,
+                cas,
+                found,
+                change,
+                command,
+                now,
+                Reply::Claimed { attempt },
+            ),
             Verdict::Done(Change::Remove) => {
                 let Some((place, entry)) = found else { return Ok(done(Reply::Done, false, &[])) };
                 let dropped: Vec<_> = bucket.drop_entry(place, now).into_iter().collect();
-                self.finish(number, &bucket, cas, &dropped, || done(Reply::Done, entry.watched, &[]))
+                self.finish(number, &bucket, cas, &dropped, || {
+                    done(Reply::Done, entry.watched, &[])
+                })
             }
             Verdict::Done(change) => {
                 self.change(number, bucket, cas, found, change, command, now, Reply::Done)
@@ -235,7 +242,10 @@ impl<S: SharedData> MemoryStore<S> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one try's state; a struct would only name it again")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one try's state; a struct would only name it again"
+    )]
     fn change(
         &self,
         number: u32,
@@ -396,9 +406,8 @@ impl<S: SharedData> MemoryStore<S> {
         let used = bucket.next_use();
         let wake = entry.watched;
         bucket.put(place, Entry { key: entry.key, head, answer_bytes, used, watched: false });
-        let tried = self.finish(number, &bucket, cas, &dropped, || {
-            done(Reply::Done, wake, &dropped)
-        })?;
+        let tried =
+            self.finish(number, &bucket, cas, &dropped, || done(Reply::Done, wake, &dropped))?;
         if matches!(tried, Try::Again) {
             // Whether the record is still ours shows when it is tried again; until then, the slot is
             // no one's.
@@ -452,4 +461,3 @@ fn tombstone(command: &Command) -> Command {
         | Command::MarkUnknown { .. }) => other,
     }
 }
-
