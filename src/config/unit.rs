@@ -61,8 +61,10 @@ pub(super) struct Length(pub(super) Duration);
 impl fmt::Display for Length {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
-        let whole =
-            LENGTH_UNITS.iter().find(|(_, unit)| millis >= *unit && millis.is_multiple_of(*unit));
+        let whole = LENGTH_UNITS.iter().find(|(name, unit)| {
+            let least = if *name == "d" { 2 * unit } else { *unit };
+            millis >= least && millis.is_multiple_of(*unit)
+        });
         match whole {
             Some((name, unit)) => write!(f, "{}{name}", millis / unit),
             None => write!(f, "0s"),
@@ -180,7 +182,8 @@ mod tests {
         let written = |millis| Length(Duration::from_millis(millis)).to_string();
         assert_eq!(written(1500), "1500ms");
         assert_eq!(written(90_000), "90s");
-        assert_eq!(written(86_400_000), "1d");
+        assert_eq!(written(86_400_000), "24h");
+        assert_eq!(written(2 * 86_400_000), "2d");
         assert_eq!(written(0), "0s");
         assert_eq!(Size(262_144).to_string(), "256KiB");
         assert_eq!(Size(0).to_string(), "0B");

@@ -11,6 +11,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::disallowed_methods,
     clippy::expect_used,
