@@ -212,7 +212,8 @@ impl Client {
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer came"))?
     }
 
-    async fn exchange(&self, request: Request) -> io::Result<Answer> {
+    /// Sends a request on this connection and reads the whole answer, however long it takes.
+    pub async fn exchange(&self, request: Request) -> io::Result<Answer> {
         let http2 = matches!(self.0, Connection::Http2(_));
         let uri = if http2 {
             format!("http://{}{}", request.host, request.path)
