@@ -16,6 +16,10 @@ pub(super) fn parse_length(text: &str) -> Result<Duration, String> {
     if text.len() > LONGEST_LENGTH {
         return Err(no_length());
     }
+    // humantime takes a bare zero.
+    if text == "0" {
+        return Err("\"0\" has no unit, write \"0s\"".to_owned());
+    }
     let length = humantime::parse_duration(text).map_err(|error| match error {
         humantime::DurationError::UnknownUnit { unit, .. } if unit.is_empty() => {
             format!("{text:?} has no unit, write {:?}", format!("{}s", text.trim_end()))
