@@ -29,3 +29,18 @@ impl SharedData for Map {
         Ok(())
     }
 }
+
+#[allow(dead_code, reason = "not every test looks into it")]
+impl Map {
+    /// Bytes of all values.
+    pub fn bytes(&self) -> usize {
+        self.values.borrow().values().map(|(value, _)| value.len()).sum()
+    }
+
+    /// Cuts every value short.
+    pub fn spoil(&self) {
+        for (value, _) in self.values.borrow_mut().values_mut() {
+            value.pop();
+        }
+    }
+}

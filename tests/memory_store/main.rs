@@ -1,0 +1,307 @@
+//! The table in shared data: the contract of every store, and what is its own.
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test: clippy sees only what stands in a #[test] function as one"
+)]
+#![allow(unreachable_pub, missing_docs)]
+
+#[path = "../store_contract/mod.rs"]
+mod contract;
+#[path = "../simulation/map.rs"]
+mod map;
+
+use envoy_idempotency::key::{Fingerprint, Key};
+use envoy_idempotency::record::{Answer, Kept, State, Token};
+use envoy_idempotency::store::shared_data::{Capacity, MemoryStore, SharedData, SharedDataError};
+use envoy_idempotency::store::{Command, Reply, StoreError};
+use envoy_idempotency::time::Timestamp;
+use map::Map;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+const CAPACITY: Capacity =
+    Capacity { entries: 256, budget_bytes: 1 << 20, largest_answer: 64 << 10 };
+const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+const LEASE: Duration = Duration::from_secs(10);
+const TTL: Duration = Duration::from_secs(3600);
+
+struct Timed {
+    store: MemoryStore<Map>,
+    now: Cell<Timestamp>,
+}
+
+impl contract::Store for Timed {
+    fn execute(&self, command: Command) -> Result<Reply, StoreError> {
+        self.store.execute(&command, self.now.get()).map(|executed| executed.reply)
+    }
+
+    fn advance(&self, time: Duration) {
+        self.now.set(self.now.get().after(time));
+    }
+}
+
+#[test]
+fn the_table_keeps_the_contract_of_every_store() {
+    contract::run(|| Timed {
+        store: MemoryStore::open(Map::default(), "test", CAPACITY).unwrap(),
+        now: Cell::new(NOW),
+    });
+}
+
+fn key(number: u64) -> Key {
+    // Spread over buckets as a digest would.
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    bytes[8..16].copy_from_slice(&number.to_be_bytes());
+    Key(bytes)
+}
+
+fn token(number: u64) -> Token {
+    let mut bytes = [7; 16];
+    bytes[..8].copy_from_slice(&number.to_be_bytes());
+    Token(bytes)
+}
+
+fn claim(number: u64, owner: u64, watch: bool) -> Command {
+    Command::Claim {
+        key: key(number),
+        token: token(owner),
+        fingerprint: Fingerprint([0; 32]),
+        lease: LEASE,
+        unknown_for: LEASE,
+        watch,
+    }
+}
+
+fn complete(number: u64, owner: u64, body: Vec<u8>) -> Command {
+    let kept = Kept::Answer(Answer { headers: Vec::new(), body });
+    Command::Complete { key: key(number), token: token(owner), status: 200, kept, ttl: TTL }
+}
+
+/// Shared data that lets somebody else act at one of its calls, and counts its bytes.
+#[derive(Clone, Default)]
+struct Meddled {
+    map: Rc<Map>,
+    calls: Rc<Cell<usize>>,
+    at: Rc<Cell<Option<usize>>>,
+    meddler: Rc<RefCell<Option<Box<dyn FnOnce()>>>>,
+}
+
+impl Meddled {
+    fn call(&self) {
+        let call = self.calls.get();
+        self.calls.set(call + 1);
+        if self.at.get() == Some(call)
+            && let Some(meddler) = self.meddler.take()
+        {
+            meddler();
+        }
+    }
+}
+
+impl SharedData for Meddled {
+    fn load(&self, key: &str) -> (Option<Vec<u8>>, Option<u32>) {
+        self.call();
+        self.map.load(key)
+    }
+
+    fn store(&self, key: &str, value: &[u8], cas: u32) -> Result<(), SharedDataError> {
+        self.call();
+        self.map.store(key, value, cas)
+    }
+}
+
+/// Runs `first` with all of `second` between any two of its calls to shared data, for each such place,
+/// and hands both replies and the store to `check`.
+fn interleaved(
+    prepare: &[(Command, Timestamp)],
+    first: &(Command, Timestamp),
+    second: &(Command, Timestamp),
+    check: impl Fn(&MemoryStore<Meddled>, Reply, bool, Reply, bool),
+) {
+    for at in 0.. {
+        let shared = Meddled::default();
+        let store = MemoryStore::open(shared.clone(), "test", CAPACITY).unwrap();
+        for (command, now) in prepare {
+            store.execute(command, *now).unwrap();
+        }
+        let result = Rc::new(RefCell::new(None));
+        let (other, kept, (command, now)) = (store.clone(), result.clone(), second.clone());
+        *shared.meddler.borrow_mut() = Some(Box::new(move || {
+            *kept.borrow_mut() = Some(other.execute(&command, now).unwrap());
+        }));
+        shared.calls.set(0);
+        shared.at.set(Some(at));
+        let executed = store.execute(&first.0, first.1).unwrap();
+        let Some(meddled) = result.borrow_mut().take() else {
+            // Every place was tried: the first makes no more calls than that.
+            assert!(at > 1, "the first command calls nothing");
+            return;
+        };
+        shared.at.set(None);
+        check(&store, executed.reply, executed.wake, meddled.reply, meddled.wake);
+    }
+}
+
+#[test]
+fn of_two_claims_that_meet_anywhere_one_is_granted() {
+    interleaved(&[], &(claim(1, 1, false), NOW), &(claim(1, 2, false), NOW), |_, a, _, b, _| {
+        let granted = |reply: &Reply| matches!(reply, Reply::Claimed { .. });
+        assert!(granted(&a) != granted(&b), "{a:?} {b:?}");
+    });
+}
+
+#[test]
+fn who_watches_is_seen_or_sees_the_end_wherever_it_comes() {
+    let prepare = [(claim(1, 1, false), NOW)];
+    let end = (complete(1, 1, b"body".to_vec()), NOW);
+    let watch = (claim(1, 2, true), NOW);
+    let check = |watched: &Reply, wake: bool| match watched {
+        Reply::Exists(record) => {
+            let ongoing = matches!(record.state, State::Ongoing { .. });
+            assert!(!ongoing || wake, "nobody will wake the waiter");
+        }
+        other => panic!("{other:?}"),
+    };
+    interleaved(&prepare, &end, &watch, |_, _, wake, watched, _| check(&watched, wake));
+    // The other way round the waiter ends up with what it saw last.
+    interleaved(&prepare, &watch, &end, |_, watched, _, _, wake| check(&watched, wake));
+}
+
+#[test]
+fn an_owner_that_comes_too_late_spoils_no_answer_wherever_it_comes() {
+    let late = NOW.after(LEASE * 3);
+    let prepare = [(claim(1, 1, false), NOW), (claim(1, 2, false), late)];
+    let successor = (complete(1, 2, b"successor".to_vec()), late);
+    let owner = (complete(1, 1, b"late".to_vec()), late);
+    let check = |store: &MemoryStore<Meddled>| match store
+        .execute(&claim(1, 3, false), late)
+        .unwrap()
+        .reply
+    {
+        Reply::Exists(record) => match record.state {
+            State::Finished { kept: Kept::Answer(answer), .. } => {
+                assert_eq!(answer.body, b"successor");
+            }
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    interleaved(&prepare, &successor, &owner, |store, _, _, _, _| check(store));
+    interleaved(&prepare, &owner, &successor, |store, _, _, _, _| check(store));
+}
+
+#[test]
+fn a_takeover_in_the_middle_of_a_late_end_leaves_one_owner() {
+    let late = NOW.after(LEASE * 3);
+    let prepare = [(claim(1, 1, false), NOW)];
+    let owner = (complete(1, 1, b"late".to_vec()), late);
+    let successor = (claim(1, 2, false), late);
+    interleaved(&prepare, &owner, &successor, |store, ended, _, taken, _| {
+        let took_over = matches!(taken, Reply::Claimed { .. });
+        // The end came first and the claim met the answer, or the claim came first and the end is void.
+        assert_eq!(took_over, ended == Reply::NotOwner, "{ended:?} {taken:?}");
+        let now = store.execute(&complete(1, 2, b"successor".to_vec()), late).unwrap().reply;
+        assert_eq!(took_over, now == Reply::Done);
+    });
+}
+
+#[test]
+fn a_flood_takes_no_more_than_its_budget_and_no_claim() {
+    let capacity = Capacity { entries: 4_096, budget_bytes: 4 << 20, largest_answer: 16 << 10 };
+    let map = Rc::new(Map::default());
+    let shared = Meddled { map: map.clone(), ..Meddled::default() };
+    let store = MemoryStore::open(shared, "test", capacity).unwrap();
+    store.execute(&claim(u64::MAX, 1, false), NOW).unwrap();
+    let mut most = 0;
+    for number in 0..100_000 {
+        let executed = store.execute(&claim(number, number, false), NOW).unwrap();
+        assert_eq!(executed.reply, Reply::Claimed { attempt: 1 });
+        let body = vec![number as u8; (number % 5_000) as usize];
+        store.execute(&complete(number, number, body), NOW).unwrap();
+        if number % 1_000 == 0 {
+            most = most.max(map.bytes());
+        }
+    }
+    assert!(most <= 4 << 20, "{most}");
+    for number in 99_900..100_000 {
+        match store.execute(&claim(number, 1, false), NOW).unwrap().reply {
+            Reply::Exists(record) => match record.state {
+                State::Finished { kept: Kept::Answer(answer), .. } => {
+                    assert_eq!(answer.body, vec![number as u8; (number % 5_000) as usize]);
+                }
+                other => panic!("{number}: {other:?}"),
+            },
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+    let claim = store.execute(&claim(u64::MAX, 2, false), NOW).unwrap().reply;
+    assert!(
+        matches!(claim, Reply::Exists(record) if matches!(record.state, State::Ongoing { .. }))
+    );
+}
+
+#[test]
+fn an_answer_that_fits_nowhere_is_a_tombstone() {
+    let store = MemoryStore::open(Map::default(), "test", CAPACITY).unwrap();
+    store.execute(&claim(1, 1, false), NOW).unwrap();
+    let end = store.execute(&complete(1, 1, vec![0; 2 << 20]), NOW).unwrap();
+    assert_eq!(end.reply, Reply::Done);
+    match store.execute(&claim(1, 2, false), NOW).unwrap().reply {
+        Reply::Exists(record) => {
+            assert!(matches!(
+                record.state,
+                State::Finished { status: 200, kept: Kept::Nothing, .. }
+            ));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_table_full_of_claims_refuses_and_drops_none() {
+    let capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1 << 10 };
+    let store = MemoryStore::open(Map::default(), "test", capacity).unwrap();
+    let granted: Vec<u64> = (0..200)
+        .filter(|number| match store.execute(&claim(*number, *number, false), NOW) {
+            Ok(executed) => executed.reply == Reply::Claimed { attempt: 1 },
+            Err(error) => {
+                assert_eq!(error, StoreError::Full);
+                false
+            }
+        })
+        .collect();
+    assert!(!granted.is_empty() && granted.len() <= 64, "{}", granted.len());
+    for number in granted {
+        let end = store.execute(&complete(number, number, Vec::new()), NOW).unwrap();
+        assert_eq!(end.reply, Reply::Done, "{number}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_and_never_a_miss() {
+    let map = Rc::new(Map::default());
+    let shared = Meddled { map: map.clone(), ..Meddled::default() };
+    let store = MemoryStore::open(shared, "test", CAPACITY).unwrap();
+    store.execute(&claim(1, 1, false), NOW).unwrap();
+    map.spoil();
+    let error = store.execute(&claim(1, 2, false), NOW).unwrap_err();
+    assert!(matches!(error, StoreError::Unreadable(_)), "{error}");
+}
+
+#[test]
+fn a_second_opening_finds_the_records_of_the_first() {
+    let shared = Meddled::default();
+    let first = MemoryStore::open(shared.clone(), "test", CAPACITY).unwrap();
+    first.execute(&claim(1, 1, false), NOW).unwrap();
+    let second = MemoryStore::open(shared.clone(), "test", CAPACITY).unwrap();
+    let reply = second.execute(&claim(1, 2, false), NOW).unwrap().reply;
+    assert!(matches!(reply, Reply::Exists(_)), "{reply:?}");
+    let other_plugin = MemoryStore::open(shared, "other", CAPACITY).unwrap();
+    let reply = other_plugin.execute(&claim(1, 2, false), NOW).unwrap().reply;
+    assert_eq!(reply, Reply::Claimed { attempt: 1 });
+}
