@@ -4,6 +4,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 #![allow(unreachable_pub, missing_docs)]
@@ -82,13 +83,16 @@ fn complete(number: u64, owner: u64, body: Vec<u8>) -> Command {
     Command::Complete { key: key(number), token: token(owner), status: 200, kept, ttl: TTL }
 }
 
+/// Somebody else, and what they do.
+type Meddler = Box<dyn FnOnce()>;
+
 /// Shared data that lets somebody else act at one of its calls, and counts its bytes.
 #[derive(Clone, Default)]
 struct Meddled {
     map: Rc<Map>,
     calls: Rc<Cell<usize>>,
     at: Rc<Cell<Option<usize>>>,
-    meddler: Rc<RefCell<Option<Box<dyn FnOnce()>>>>,
+    meddler: Rc<RefCell<Option<Meddler>>>,
 }
 
 impl Meddled {
