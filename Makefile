@@ -47,8 +47,9 @@ demo: wasm ## tell the story with real requests, and exit
 serve: wasm ## leave Envoy and an origin running, and print curl lines to try; Ctrl-C ends them
 	@cargo run --quiet --locked --example demo -- --serve
 
+# Unwinding, so that a bench that fails ends its Envoys; the release profile is the module's.
 bench: wasm ## requests/s and latency with and without the filter, from one run
-	@cargo run --quiet --locked --release --example bench
+	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release --example bench
 
 clean: ## remove what was built; .tools/ stays
 	@cargo clean
