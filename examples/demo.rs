@@ -7,6 +7,7 @@ mod harness;
 use harness::{Answer, Bootstrap, Envoy, Origin, Request, World, eventually};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Some expectation of the story did not come true.
 static FAILED: AtomicBool = AtomicBool::new(false);
@@ -160,8 +161,13 @@ async fn serve() -> ExitCode {
          Ctrl-C ends it.",
         envoy.admin, envoy.admin
     );
-    if tokio::signal::ctrl_c().await.is_err() {
-        return ExitCode::FAILURE;
+    // A signal that is not awaited ends this process before its Envoy.
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::hangup()));
+    let (Ok(mut terminated), Ok(mut hung_up)) = signals else { return ExitCode::FAILURE };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
+        _ = hung_up.recv() => {}
     }
     println!("\n{} executions at the origin. Goodbye.", origin.executions());
     ExitCode::SUCCESS
