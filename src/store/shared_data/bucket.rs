@@ -8,13 +8,16 @@ use crate::store::life::{Worth, worth};
 use crate::time::Timestamp;
 
 /// Key, head of the record, bytes of its answer, last use, watched. Free places are all zero.
-pub(super) const ENTRY_BYTES: usize = 32 + HEAD_LEN + 4 + 8 + 1;
+pub(super) const ENTRY_BYTES: usize = USED_AT + 8 + 1;
+const HEAD_AT: usize = 32;
+const USED_AT: usize = HEAD_AT + HEAD_LEN + 4;
 
-/// The entries of one bucket. An entry keeps its place as long as it lives, for the place names the slot
-/// that its answer stands in.
+/// The entries of one bucket, as they stand in shared data: most commands look at one of them, so the
+/// others stay bytes. An entry keeps its place as long as it lives, for the place names the slot that its
+/// answer stands in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Bucket {
-    places: Vec<Option<Entry>>,
+    bytes: Vec<u8>,
 }
 
 /// A record of the table, without its answer.
@@ -41,51 +44,60 @@ pub(super) struct Dropped {
 }
 
 impl Bucket {
-    /// Reads what [`Bucket::write`] wrote; nothing at all is an empty bucket.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, StoreError> {
-        let unreadable = StoreError::Unreadable("a bucket of the table is cut short");
-        let mut places = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
-        let mut entries = bytes.chunks_exact(ENTRY_BYTES);
-        for entry in &mut entries {
-            places.push(Entry::read(entry)?);
+    /// Takes what stands in shared data; nothing at all is an empty bucket.
+    pub(super) fn read(bytes: Vec<u8>) -> Result<Self, StoreError> {
+        if bytes.len().is_multiple_of(ENTRY_BYTES) {
+            Ok(Self { bytes })
+        } else {
+            Err(StoreError::Unreadable("a bucket of the table is cut short"))
         }
-        if entries.remainder().is_empty() { Ok(Self { places }) } else { Err(unreadable) }
     }
 
-    pub(super) fn write(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.places.len() * ENTRY_BYTES);
-        for place in &self.places {
-            match place {
-                Some(entry) => entry.write(&mut bytes),
-                None => bytes.resize(bytes.len() + ENTRY_BYTES, 0),
-            }
-        }
-        bytes
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
-    pub(super) fn find(&self, key: Key) -> Option<(usize, &Entry)> {
-        self.entries().find(|(_, entry)| entry.key == key)
+    fn places(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks_exact(ENTRY_BYTES)
     }
 
-    pub(super) fn entry_mut(&mut self, place: usize) -> Option<&mut Entry> {
-        self.places.get_mut(place)?.as_mut()
+    fn place_mut(&mut self, place: usize) -> Option<&mut [u8]> {
+        self.bytes.chunks_exact_mut(ENTRY_BYTES).nth(place)
     }
 
-    fn entries(&self) -> impl Iterator<Item = (usize, &Entry)> {
-        self.places.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.as_ref()?)))
+    pub(super) fn find(&self, key: Key) -> Result<Option<(usize, Entry)>, StoreError> {
+        // A free place is all zero, and so is no digest.
+        let place = self.places().position(|entry| entry.starts_with(&key.0));
+        let Some(place) = place else { return Ok(None) };
+        let entry = self.places().nth(place).map(Entry::read).transpose()?.flatten();
+        Ok(entry.map(|entry| (place, entry)))
+    }
+
+    /// All that can be read. What cannot is in nobody's way: it is found by its key, and told then.
+    fn entries(&self) -> impl Iterator<Item = (usize, Entry)> {
+        self.places()
+            .enumerate()
+            .filter_map(|(place, entry)| Some((place, Entry::read(entry).ok()??)))
+    }
+
+    /// The last uses of all entries; zero for free places.
+    fn uses(&self) -> impl Iterator<Item = u64> {
+        self.places().map(|entry| {
+            let used = entry.get(USED_AT..).and_then(|rest| rest.first_chunk::<8>());
+            used.map_or(0, |used| u64::from_be_bytes(*used))
+        })
     }
 
     /// What the last use of an entry used now is.
     pub(super) fn next_use(&self) -> u64 {
-        let last = self.entries().map(|(_, entry)| entry.used).max().unwrap_or(0);
-        last.saturating_add(1)
+        self.uses().max().unwrap_or(0).saturating_add(1)
     }
 
     /// Whether an entry is so long unused that using it should be written down. Not at every use: a
     /// replay would cost a write. The older half is far enough from the end that goes first.
     pub(super) fn is_stale(&self, entry: &Entry) -> bool {
-        let newer = self.entries().filter(|(_, other)| other.used > entry.used).count();
-        newer > self.places.len() / 2
+        let newer = self.uses().filter(|used| *used > entry.used).count();
+        newer > self.bytes.len() / ENTRY_BYTES / 2
     }
 
     /// A free place, in a bucket of at most `ways`; if need be, that of the entry that is worth least.
@@ -95,14 +107,15 @@ impl Bucket {
         ways: usize,
         now: Timestamp,
     ) -> Option<(usize, Option<Dropped>)> {
-        if let Some(place) = self.places.iter().position(Option::is_none) {
+        if let Some(place) = self.places().position(is_free) {
             return Some((place, None));
         }
         // Over entries go before the bucket grows: what is over should not stay in memory.
         let least = self.least(now, None);
-        if self.places.len() < ways && least.is_none_or(|(_, worth)| worth > Worth::Nothing) {
-            self.places.push(None);
-            return Some((self.places.len() - 1, None));
+        let places = self.bytes.len() / ENTRY_BYTES;
+        if places < ways && least.is_none_or(|(_, worth)| worth > Worth::Nothing) {
+            self.bytes.resize(self.bytes.len() + ENTRY_BYTES, 0);
+            return Some((places, None));
         }
         let (place, _) = least?;
         Some((place, self.drop_entry(place, now)))
@@ -135,15 +148,17 @@ impl Bucket {
         }
     }
 
-    /// Puts an entry into a free place.
-    pub(super) fn put(&mut self, place: usize, entry: Entry) {
-        if let Some(free) = self.places.get_mut(place) {
-            *free = Some(entry);
+    /// Puts an entry into a place, whatever was there.
+    pub(super) fn put(&mut self, place: usize, entry: &Entry) {
+        if let Some(bytes) = self.place_mut(place) {
+            entry.write(bytes);
         }
     }
 
     pub(super) fn drop_entry(&mut self, place: usize, now: Timestamp) -> Option<Dropped> {
-        let entry = self.places.get_mut(place)?.take()?;
+        let bytes = self.place_mut(place)?;
+        let entry = Entry::read(bytes).ok()??;
+        bytes.fill(0);
         let evicted = worth(&entry.head, now) > Worth::Nothing;
         Some(Dropped { place, token: entry.head.token, evicted })
     }
@@ -171,8 +186,7 @@ impl Entry {
             Some((key, head, answer_bytes, used, watched))
         };
         let (key, head, answer_bytes, used, watched) = parts().ok_or(unreadable)?;
-        // A head begins with its version, which is never zero.
-        if head.first() == Some(&0) {
+        if is_free(bytes) {
             return Ok(None);
         }
         Ok(Some(Self {
@@ -184,11 +198,21 @@ impl Entry {
         }))
     }
 
-    fn write(&self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&self.key.0);
-        bytes.extend_from_slice(&encode_head(&self.head));
-        bytes.extend_from_slice(&self.answer_bytes.to_be_bytes());
-        bytes.extend_from_slice(&self.used.to_be_bytes());
-        bytes.push(u8::from(self.watched));
+    fn write(&self, place: &mut [u8]) {
+        let fields: [&[u8]; 5] = [
+            &self.key.0,
+            &encode_head(&self.head),
+            &self.answer_bytes.to_be_bytes(),
+            &self.used.to_be_bytes(),
+            &[u8::from(self.watched)],
+        ];
+        for (to, from) in place.iter_mut().zip(fields.into_iter().flatten()) {
+            *to = *from;
+        }
     }
+}
+
+/// A head begins with its version, which is never zero.
+fn is_free(entry: &[u8]) -> bool {
+    entry.get(HEAD_AT).is_none_or(|version| *version == 0)
 }

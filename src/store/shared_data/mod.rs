@@ -191,13 +191,13 @@ impl<S: SharedData> MemoryStore<S> {
 
     fn load(&self, bucket: u32) -> Result<(Bucket, u32), StoreError> {
         match self.shared.load(&self.bucket_name(bucket)) {
-            (bytes, Some(cas)) => Ok((Bucket::read(&bytes.unwrap_or_default())?, cas)),
+            (bytes, Some(cas)) => Ok((Bucket::read(bytes.unwrap_or_default())?, cas)),
             (_, None) => Err(StoreError::Unavailable("the table is gone from shared data")),
         }
     }
 
     fn swap(&self, bucket: u32, value: &Bucket, cas: u32) -> Result<bool, StoreError> {
-        match self.shared.store(&self.bucket_name(bucket), &value.write(), cas) {
+        match self.shared.store(&self.bucket_name(bucket), value.bytes(), cas) {
             Ok(()) => Ok(true),
             Err(SharedDataError::CasMismatch) => Ok(false),
             Err(SharedDataError::Failed) => {
@@ -214,7 +214,7 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Try, StoreError> {
         let (mut bucket, cas) = self.load(number)?;
-        let found = bucket.find(command.key()).map(|(place, entry)| (place, entry.clone()));
+        let found = bucket.find(command.key())?;
         let head = found.as_ref().map(|(_, entry)| &entry.head);
         match life::apply(head, command, now) {
             Verdict::NotOwner => Ok(done(Reply::NotOwner, false, &[])),
@@ -283,7 +283,7 @@ impl<S: SharedData> MemoryStore<S> {
                 (watched, false)
             }
         };
-        bucket.put(place, Entry { key: command.key(), head, answer_bytes: 0, used, watched });
+        bucket.put(place, &Entry { key: command.key(), head, answer_bytes: 0, used, watched });
         let dropped: Vec<_> = dropped.into_iter().collect();
         self.finish(number, &bucket, cas, &dropped, || done(reply, wake, &dropped))
     }
@@ -321,17 +321,13 @@ impl<S: SharedData> MemoryStore<S> {
         let ongoing = matches!(head.state, State::Ongoing { .. });
         if ongoing && matches!(command, Command::Claim { watch: true, .. }) && !entry.watched {
             // In the same swap as the look: an end that comes between the two makes it fail.
-            if let Some(entry) = bucket.entry_mut(place) {
-                entry.watched = true;
-            }
+            bucket.put(place, &Entry { watched: true, ..entry.clone() });
             if !self.swap(number, &bucket, cas)? {
                 return Ok(Try::Again);
             }
         } else if bucket.is_stale(&entry) {
             let used = bucket.next_use();
-            if let Some(entry) = bucket.entry_mut(place) {
-                entry.used = used;
-            }
+            bucket.put(place, &Entry { used, ..entry.clone() });
             // Lost: somebody else changed the bucket, and the use is not written down this time.
             let _ = self.swap(number, &bucket, cas)?;
         }
@@ -345,7 +341,7 @@ impl<S: SharedData> MemoryStore<S> {
             // The slot has another answer by now, so the bucket has changed, too: look again. A slot
             // that was lost for good is a tombstone.
             let (now_there, _) = self.load(number)?;
-            let same = now_there.find(entry.key).is_some_and(|(at, now_there)| {
+            let same = now_there.find(entry.key)?.is_some_and(|(at, now_there)| {
                 at == place && now_there.head.token == entry.head.token
             });
             if !same {
@@ -368,14 +364,12 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Try, StoreError> {
         let (peeked, _) = self.load(number)?;
-        let Some((place, _)) = peeked.find(command.key()) else {
+        let Some((place, _)) = peeked.find(command.key())? else {
             return Ok(done(Reply::NotOwner, false, &[]));
         };
         let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
         let (mut bucket, cas) = self.load(number)?;
-        let Some((found_at, entry)) =
-            bucket.find(command.key()).map(|(place, entry)| (place, entry.clone()))
-        else {
+        let Some((found_at, entry)) = bucket.find(command.key())? else {
             return Ok(done(Reply::NotOwner, false, &[]));
         };
         let head = match life::apply(Some(&entry.head), command, now) {
@@ -405,7 +399,7 @@ impl<S: SharedData> MemoryStore<S> {
         }
         let used = bucket.next_use();
         let wake = entry.watched;
-        bucket.put(place, Entry { key: entry.key, head, answer_bytes, used, watched: false });
+        bucket.put(place, &Entry { key: entry.key, head, answer_bytes, used, watched: false });
         let tried =
             self.finish(number, &bucket, cas, &dropped, || done(Reply::Done, wake, &dropped))?;
         if matches!(tried, Try::Again) {
