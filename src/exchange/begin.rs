@@ -1,7 +1,7 @@
 //! Before the store is asked: which rule, which key, and is the request fit for it.
 
 use super::pending::{self, Pending};
-use super::{Context, Flow, Headers, Input, Order, Passing, State, Then};
+use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, value};
 use crate::config::{Ongoing, Rule, Selection};
 use crate::key::{Attributes, Captures, Draft, KeyError, RequestHead};
 use crate::reply::{Code, Problem};
@@ -93,17 +93,17 @@ fn admit(
     captures: &Captures,
     end_of_stream: bool,
 ) -> Result<Draft, Left> {
-    if value(headers, b"upgrade").is_some() || value(headers, b":protocol").is_some() {
+    if value(headers, "upgrade").is_some() || value(headers, ":protocol").is_some() {
         return Err(Left::Alone(Bypass::Upgrade));
     }
-    if value(headers, b"content-type").is_some_and(is_grpc) {
+    if value(headers, "content-type").is_some_and(is_grpc) {
         return Err(Left::Alone(Bypass::Grpc));
     }
     let draft = rule
         .key
         .begin(&RequestHead { headers, attributes, captures })
         .map_err(|error| unfit(rule, error))?;
-    let announced = value(headers, b"content-length")
+    let announced = value(headers, "content-length")
         .and_then(|text| std::str::from_utf8(text).ok()?.trim().parse::<u64>().ok());
     let limit = rule.limits.request_body;
     // Envoy refuses to buffer more than its own limit, with an answer of its own; ours comes first.
@@ -118,10 +118,6 @@ fn admit(
 fn is_grpc(content_type: &[u8]) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     content_type.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
-}
-
-fn value<'a>(headers: &'a Headers, wanted: &[u8]) -> Option<&'a [u8]> {
-    headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_slice())
 }
 
 fn unfit(rule: &Rule, error: KeyError) -> Left {
@@ -148,7 +144,7 @@ fn too_large(limit: usize) -> Problem {
 fn location(rule: &Rule, headers: &Headers, captures: &Captures) -> Vec<u8> {
     match &rule.ongoing {
         Ongoing::Redirect { to: Some(template), .. } => template.fill(captures).into_bytes(),
-        Ongoing::Redirect { to: None, .. } => value(headers, b":path").unwrap_or_default().to_vec(),
+        Ongoing::Redirect { to: None, .. } => value(headers, ":path").unwrap_or_default().to_vec(),
         Ongoing::Reject | Ongoing::Wait { .. } | Ongoing::Requeue { .. } => Vec::new(),
     }
 }

@@ -364,6 +364,12 @@ impl Context {
     }
 }
 
+/// The first value of a header, by its name in lower case.
+fn value<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a [u8]> {
+    let found = headers.iter().find(|(name, _)| name == wanted.as_bytes());
+    found.map(|(_, value)| value.as_slice())
+}
+
 fn report(rule: &Rc<Rule>, outcome: Outcome) -> Order {
     Order::Report(rule.clone(), Report { outcome, shadow: rule.shadow })
 }

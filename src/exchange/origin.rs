@@ -3,7 +3,7 @@
 use super::claim::Claim;
 use super::settle::{Rest, settle};
 use super::source::{Source, source};
-use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then};
+use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, value};
 use crate::config::Rule;
 use crate::key::Attributes;
 use crate::record::outcome::Disposition;
@@ -72,11 +72,7 @@ impl AwaitOrigin {
             Input::ResponseHeaders { headers, attributes, end_of_stream } => {
                 self.answered(context, headers, attributes, end_of_stream)
             }
-            Input::StreamEnded => {
-                let unknown_ttl = self.rule.unknown_ttl;
-                let end = |claim: Claim| claim.mark_unknown(unknown_ttl);
-                settle(context, self.rule, self.claim, end, Rest::Gone)
-            }
+            Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
             Input::Tick => {
                 let beat = self.claim.beat(context, now);
                 let mut then = Then::new(State::AwaitOrigin(self), Flow::Continue);
@@ -114,7 +110,6 @@ impl AwaitOrigin {
             orders.push(Order::RemoveResponseHeader(header::CONTROL));
         }
         let rest = if end_of_stream { Rest::LastByte } else { Rest::MoreToCome };
-        let unknown_ttl = rule.unknown_ttl;
         let then = match plan(&rule, headers, source) {
             Plan::Record { status, ttl, copy } => {
                 let recording = Recording { rule, claim, status, ttl, copy };
@@ -129,9 +124,7 @@ impl AwaitOrigin {
                 settle(context, rule, claim, end, rest)
             }
             Plan::Release => settle(context, rule, claim, Claim::release, rest),
-            Plan::Unknown => {
-                settle(context, rule, claim, |claim| claim.mark_unknown(unknown_ttl), rest)
-            }
+            Plan::Unknown => in_doubt(context, rule, claim, rest),
         };
         then.after(orders)
     }
@@ -202,9 +195,10 @@ impl Control {
     }
 }
 
-fn value<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a [u8]> {
-    let found = headers.iter().find(|(name, _)| name == wanted.as_bytes());
-    found.map(|(_, value)| value.as_slice())
+/// It may have run, and nobody can tell.
+fn in_doubt(context: &mut Context, rule: Rc<Rule>, claim: Claim, rest: Rest) -> Then {
+    let unknown_ttl = rule.unknown_ttl;
+    settle(context, rule, claim, |claim| claim.mark_unknown(unknown_ttl), rest)
 }
 
 fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
@@ -239,11 +233,7 @@ impl Recording {
             }
             Input::ResponseTrailers => self.finish(context),
             // Died in the middle, at the origin or at the client: it ran, and nobody has the answer.
-            Input::StreamEnded => {
-                let unknown_ttl = self.rule.unknown_ttl;
-                let end = |claim: Claim| claim.mark_unknown(unknown_ttl);
-                settle(context, self.rule, self.claim, end, Rest::Gone)
-            }
+            Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
             Input::Tick => {
                 let beat = self.claim.beat(context, now);
                 let mut then = Then::new(State::Recording(self), Flow::Continue);
