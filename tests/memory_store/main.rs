@@ -16,7 +16,9 @@ mod map;
 
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, State, Token};
-use envoy_idempotency::store::shared_data::{Capacity, MemoryStore, SharedData, SharedDataError};
+use envoy_idempotency::store::shared_data::{
+    Capacity, INSERT, MemoryStore, OpenError, SharedData, SharedDataError,
+};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::time::Timestamp;
 use map::Map;
@@ -247,6 +249,81 @@ fn a_flood_takes_no_more_than_its_budget_and_no_claim() {
     assert!(
         matches!(claim, Reply::Exists(record) if matches!(record.state, State::Ongoing { .. }))
     );
+}
+
+/// One bucket, so that everything meets, with room for few answers of a kilobyte.
+const CROWDED: Capacity =
+    Capacity { entries: 64, budget_bytes: 24 << 10, largest_answer: 64 << 10 };
+
+fn kept(store: &MemoryStore<Map>, number: u64) -> Kept {
+    match store.execute(&claim(number, 999, false), NOW).unwrap().reply {
+        Reply::Exists(record) => match record.state {
+            State::Finished { kept, .. } => kept,
+            other => panic!("{number} has not finished: {other:?}"),
+        },
+        other => panic!("{number} would run again: {other:?}"),
+    }
+}
+
+#[test]
+fn who_needs_bytes_takes_old_answers_and_leaves_their_records() {
+    let store = MemoryStore::open(Map::default(), "test", CROWDED).unwrap();
+    let mut evicted = 0;
+    for number in 0..60 {
+        store.execute(&claim(number, number, false), NOW).unwrap();
+        let end = if number == 0 {
+            let (key, token, kept) = (key(number), token(number), Kept::StatusOnly);
+            Command::Complete { key, token, status: 500, kept, ttl: TTL }
+        } else {
+            complete(number, number, vec![number as u8; 1_000])
+        };
+        evicted += store.execute(&end, NOW).unwrap().evicted;
+    }
+    assert_eq!(kept(&store, 0), Kept::StatusOnly);
+    let lost = (1..60).filter(|number| kept(&store, *number) == Kept::Nothing).count();
+    assert!(lost > 0 && lost < 59, "{lost}");
+    assert_eq!(lost, evicted as usize);
+    // The oldest went, the newest stayed whole.
+    assert_eq!(kept(&store, 1), Kept::Nothing);
+    let newest = Answer { headers: Vec::new(), body: vec![59; 1_000] };
+    assert_eq!(kept(&store, 59), Kept::Answer(newest));
+}
+
+#[test]
+fn a_key_in_doubt_survives_a_flood() {
+    let store = MemoryStore::open(Map::default(), "test", CROWDED).unwrap();
+    store.execute(&claim(1_000, 1, false), NOW).unwrap();
+    let doubt = Command::MarkUnknown { key: key(1_000), token: token(1), unknown_for: LEASE };
+    store.execute(&doubt, NOW).unwrap();
+    for number in 0..500 {
+        store.execute(&claim(number, number, false), NOW).unwrap();
+        store.execute(&complete(number, number, vec![1; 100]), NOW).unwrap();
+    }
+    match store.execute(&claim(1_000, 2, false), NOW).unwrap().reply {
+        Reply::Exists(record) => assert!(matches!(record.state, State::Unknown { .. })),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A host that overwrites, whatever the version.
+#[derive(Debug, Default)]
+struct Overwrites(Map);
+
+impl SharedData for Overwrites {
+    fn load(&self, key: &str) -> (Option<Vec<u8>>, Option<u32>) {
+        self.0.load(key)
+    }
+
+    fn store(&self, key: &str, value: &[u8], _: u32) -> Result<(), SharedDataError> {
+        let (_, version) = self.0.load(key);
+        self.0.store(key, value, version.unwrap_or(INSERT))
+    }
+}
+
+#[test]
+fn a_host_that_cannot_compare_and_swap_is_refused() {
+    let error = MemoryStore::open(Overwrites::default(), "test", CAPACITY).unwrap_err();
+    assert_eq!(error, OpenError::NotAtomic);
 }
 
 #[test]

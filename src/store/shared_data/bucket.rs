@@ -2,7 +2,7 @@
 
 use crate::key::Key;
 use crate::record::codec::{HEAD_LEN, decode_head, encode_head};
-use crate::record::{Head, Token};
+use crate::record::{Head, Kept, State, Token};
 use crate::store::StoreError;
 use crate::store::life::{Worth, worth};
 use crate::time::Timestamp;
@@ -34,7 +34,7 @@ pub(super) struct Entry {
     pub(super) watched: bool,
 }
 
-/// An entry that had to go, and whose slot is to be cleared.
+/// An entry that had to go, or its answer had; its slot is to be cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dropped {
     pub(super) place: usize,
@@ -111,7 +111,7 @@ impl Bucket {
             return Some((place, None));
         }
         // Over entries go before the bucket grows: what is over should not stay in memory.
-        let least = self.least(now, None);
+        let least = self.least(now);
         let places = self.bytes.len() / ENTRY_BYTES;
         if places < ways && least.is_none_or(|(_, worth)| worth > Worth::Nothing) {
             self.bytes.resize(self.bytes.len() + ENTRY_BYTES, 0);
@@ -121,31 +121,32 @@ impl Bucket {
         Some((place, self.drop_entry(place, now)))
     }
 
-    /// Drops what is worth least until the answers of all but `keep` are within `bytes`. `None` when
-    /// that is not to be had: nothing is dropped then.
-    pub(super) fn make_bytes(
-        &mut self,
-        bytes: u64,
-        keep: usize,
-        now: Timestamp,
-    ) -> Option<Vec<Dropped>> {
-        let before = self.clone();
+    /// Frees answers until those of all but `keep` are within `bytes`. What is over goes whole; then the
+    /// answers that were not used for longest go, and leave tombstones: it ran, and whoever asks again is
+    /// told so instead of running it twice. A claim has no answer, so there is always enough to free.
+    pub(super) fn make_bytes(&mut self, bytes: u64, keep: usize, now: Timestamp) -> Vec<Dropped> {
+        let mut answers: Vec<_> = self
+            .entries()
+            .filter(|(place, entry)| *place != keep && entry.answer_bytes > 0)
+            .map(|(place, entry)| (worth(&entry.head, now), entry.used, place, entry))
+            .collect();
+        answers.sort_unstable_by_key(|(worth, used, place, _)| (*worth, *used, *place));
+        let mut taken: u64 =
+            answers.iter().map(|(_, _, _, entry)| u64::from(entry.answer_bytes)).sum();
         let mut dropped = Vec::new();
-        loop {
-            let taken: u64 = self
-                .entries()
-                .filter(|(place, _)| *place != keep)
-                .map(|(_, entry)| u64::from(entry.answer_bytes))
-                .sum();
+        for (worth, _, place, entry) in answers {
             if taken <= bytes {
-                return Some(dropped);
+                break;
             }
-            let Some((place, _)) = self.least(now, Some(keep)) else {
-                *self = before;
-                return None;
-            };
-            dropped.extend(self.drop_entry(place, now));
+            taken -= u64::from(entry.answer_bytes);
+            if worth == Worth::Nothing {
+                dropped.extend(self.drop_entry(place, now));
+            } else {
+                dropped.push(Dropped { place, token: entry.head.token, evicted: true });
+                self.put(place, &entry.without_answer());
+            }
         }
+        dropped
     }
 
     /// Puts an entry into a place, whatever was there.
@@ -164,9 +165,8 @@ impl Bucket {
     }
 
     /// The entry that is worth least, and of those the one that was not used for longest.
-    fn least(&self, now: Timestamp, keep: Option<usize>) -> Option<(usize, Worth)> {
+    fn least(&self, now: Timestamp) -> Option<(usize, Worth)> {
         self.entries()
-            .filter(|(place, _)| Some(*place) != keep)
             .map(|(place, entry)| ((worth(&entry.head, now), entry.used), place))
             .filter(|((worth, _), _)| *worth < Worth::Claim)
             .min()
@@ -175,6 +175,18 @@ impl Bucket {
 }
 
 impl Entry {
+    fn without_answer(self) -> Self {
+        let head = match self.head.state {
+            State::Finished { until, status, kept: Kept::Answer(()) } => {
+                self.head.with_state(State::Finished { until, status, kept: Kept::Nothing })
+            }
+            State::Ongoing { .. }
+            | State::Unknown { .. }
+            | State::Finished { kept: Kept::StatusOnly | Kept::Nothing, .. } => self.head,
+        };
+        Self { head, answer_bytes: 0, ..self }
+    }
+
     fn read(bytes: &[u8]) -> Result<Option<Self>, StoreError> {
         let unreadable = StoreError::Unreadable("an entry of the table is cut short");
         let parts = || {

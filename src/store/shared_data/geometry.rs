@@ -58,8 +58,9 @@ impl Geometry {
         let largest = (capacity.largest_answer as u64).saturating_add(HEADERS_BYTES);
         // As many buckets as leave room for a largest answer in each, within the bounds of ways.
         let wanted = u32::try_from(answers / largest).unwrap_or(u32::MAX);
-        let (fewest, most) = (capacity.entries / MOST_WAYS, capacity.entries / FEWEST_WAYS);
-        let buckets = previous_power_of_two(wanted.clamp(fewest.max(1), most.max(1)));
+        let fewest = capacity.entries.div_ceil(MOST_WAYS).next_power_of_two();
+        let most = previous_power_of_two(capacity.entries / FEWEST_WAYS);
+        let buckets = previous_power_of_two(wanted).min(most).max(fewest);
         Ok(Self {
             buckets,
             ways: (capacity.entries / buckets) as usize,
@@ -97,7 +98,7 @@ mod tests {
 
     #[test]
     fn no_table_takes_more_than_its_budget_or_entries() {
-        for entries in [64, 100, 4_096, 16_384, 1_000_000] {
+        for entries in [64, 100, 4_096, 10_000, 16_383, 16_384, 1_000_000] {
             for budget in [1, 4, 64, 1_024] {
                 for largest in [0, 1, 256, 8_192] {
                     let capacity = Capacity {
@@ -108,6 +109,8 @@ mod tests {
                     let Ok(geometry) = Geometry::of(capacity) else { continue };
                     let all = u64::from(geometry.buckets) * geometry.ways as u64;
                     assert!(all <= u64::from(entries) && all * 2 > u64::from(entries));
+                    let ways = FEWEST_WAYS as usize..=MOST_WAYS as usize;
+                    assert!(ways.contains(&geometry.ways), "{capacity:?} {geometry:?}");
                     let bytes = all * ENTRY_BYTES as u64
                         + geometry.answer_bytes * u64::from(geometry.buckets);
                     assert!(bytes <= budget << 20, "{capacity:?} {geometry:?}");

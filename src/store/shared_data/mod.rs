@@ -2,8 +2,6 @@
 
 mod bucket;
 mod geometry;
-#[cfg(test)]
-mod tests;
 
 pub use geometry::{Capacity, TooManyEntries};
 
@@ -62,7 +60,7 @@ pub struct Executed {
     pub reply: Reply,
     /// The command ended a claim that somebody watches.
     pub wake: bool,
-    /// Records dropped before their time.
+    /// Records dropped before their time, or their answers: those records are tombstones now.
     pub evicted: u32,
 }
 
@@ -385,7 +383,7 @@ impl<S: SharedData> MemoryStore<S> {
         let mut slot = token.0.to_vec();
         append_answer(answer, &mut slot);
         let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
-        let dropped = room.and_then(|room| bucket.make_bytes(room, place, now));
+        let dropped = room.map(|room| bucket.make_bytes(room, place, now));
         let (Some(dropped), Ok(answer_bytes)) = (dropped, u32::try_from(slot.len())) else {
             // More than can be kept here: it ran, and that is what is kept.
             return self.transition(number, &tombstone(command), now);
