@@ -85,3 +85,6 @@ impl Rule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
