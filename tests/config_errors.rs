@@ -1,12 +1,14 @@
 //! Every way to be wrong that the configuration knows, and the very words it is refused with.
 
 #![allow(
+    clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 
 use envoy_idempotency::config::Config;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn refusal(config: &str) -> String {
@@ -50,10 +52,7 @@ fn a_rule_is_refused_with_its_place_what_was_found_and_what_is_wanted() {
             json!({ "key": [ { "query": "" } ] }),
             "rules[0].key[0].query: empty, wanted the name of a query parameter",
         ),
-        (
-            json!({ "key": [ { "cookie": "" } ] }),
-            "rules[0].key[0].cookie: empty, wanted the name of a cookie",
-        ),
+        (json!({ "key": [ { "cookie": "" } ] }), "rules[0].key[0].cookie: \"\" is no cookie name"),
         (
             json!({ "key": [ { "form": "" } ] }),
             "rules[0].key[0].form: empty, wanted the name of a form field",
@@ -67,10 +66,7 @@ fn a_rule_is_refused_with_its_place_what_was_found_and_what_is_wanted() {
             "rules[0].key[0].path: \"id\" is no capture of match.path, wanted one of b",
         ),
         (json!({ "caller": { "header": "" } }), "rules[0].caller.header: \"\" is no header name"),
-        (
-            json!({ "caller": { "cookie": "" } }),
-            "rules[0].caller.cookie: empty, wanted the name of a cookie",
-        ),
+        (json!({ "caller": { "cookie": "" } }), "rules[0].caller.cookie: \"\" is no cookie name"),
         (
             json!({ "caller": { "metadata": ["jwt"] } }),
             "rules[0].caller.metadata: wanted a filter's name and the keys below it, e.g. \
@@ -323,4 +319,174 @@ fn the_example_of_a_state_machine_is_a_configuration() {
         "ongoing": { "wait": { "max": "10s" } }, "ttl": "1h" } ] }"#;
     let config = Config::load(json, &|_| None).unwrap();
     assert_eq!(config.rules.len(), 2);
+}
+
+#[test]
+fn a_choice_of_none_or_of_two_is_refused_with_its_place_and_not_as_no_json() {
+    let wanted = "is no choice, wanted a word, or an object with exactly one field";
+    for (rule, place) in [
+        (json!({ "caller": {} }), "rules[0].caller"),
+        (json!({ "caller": { "cookie": "b", "header": "a" } }), "rules[0].caller"),
+        (json!({ "key": [ "body", {} ] }), "rules[0].key[1]"),
+        (json!({ "key": [ { "header": "a", "key_header": "b" } ] }), "rules[0].key[0]"),
+        (json!({ "fingerprint": null }), "rules[0].fingerprint"),
+        (json!({ "ongoing": { "redirect": {}, "wait": { "max": "1s" } } }), "rules[0].ongoing"),
+    ] {
+        assert_eq!(refusal(&with(rule.clone(), json!({}))), format!("{place}: {wanted}"), "{rule}");
+    }
+}
+
+#[test]
+fn a_rule_that_no_body_could_satisfy_is_refused() {
+    for (rule, wanted) in [
+        (
+            json!({ "key": [ { "json": "/a" }, { "form": "b" } ] }),
+            "rules[0].key: both json and form parts, and no body is both",
+        ),
+        (
+            json!({ "key": [ { "form": "b" } ], "fingerprint": { "fields": ["/a"] } }),
+            "rules[0].fingerprint.fields: points into JSON, the key has form parts, and no body is both",
+        ),
+        (
+            json!({ "key": [ { "form": "b" } ], "fingerprint": { "except": ["/a"] } }),
+            "rules[0].fingerprint.except: points into JSON, the key has form parts, and no body is both",
+        ),
+        (
+            json!({ "limits": { "request_body": "0B" } }),
+            "rules[0].limits.request_body: 0B, and the key or the fingerprint needs the body; \
+             wanted 1B to 8MiB, or a key without it and \"fingerprint\": \"none\"",
+        ),
+    ] {
+        assert_eq!(refusal(&with(rule.clone(), json!({}))), wanted, "{rule}");
+    }
+    let headers_alone = json!({ "limits": { "request_body": "0B" }, "fingerprint": "none" });
+    assert!(Config::load(with(headers_alone, json!({})).as_bytes(), &|_| None).is_ok());
+}
+
+#[test]
+fn a_name_that_no_request_can_carry_is_refused() {
+    for host in ["", "*.", "*", "a..b", "-a.example", "a]b", "[]", "[::1", "[a]", "*.[::1]", "a b"]
+    {
+        let config = with(json!({ "match": { "hosts": [host] } }), json!({}));
+        let wanted = "wanted a host without a port, or \"*.\" and a host";
+        assert_eq!(refusal(&config), format!("rules[0].match.hosts[0]: {host:?}, {wanted}"));
+    }
+    for host in ["a", "A_b.example", "a.example.", "*.a.example", "127.0.0.1", "[2001:DB8::1]"] {
+        let config = with(json!({ "match": { "hosts": [host] } }), json!({}));
+        assert!(Config::load(config.as_bytes(), &|_| None).is_ok(), "{host}");
+    }
+    let none = with(json!({ "match": { "hosts": [] } }), json!({}));
+    assert_eq!(
+        refusal(&none),
+        "rules[0].match.hosts: empty, wanted at least one host, or no hosts for any"
+    );
+    let cookie = with(json!({ "caller": { "cookie": "a=b; c" } }), json!({}));
+    assert_eq!(refusal(&cookie), "rules[0].caller.cookie: \"a=b; c\" is no cookie name");
+}
+
+/// Every field there is, so that a mutation can reach each parser.
+fn every_field() -> Value {
+    json!({
+        "store": { "memory": { "entries": 64, "budget": "1MiB" } },
+        "secret_env": "SECRET", "status_header": true,
+        "rules": [ {
+            "name": "r",
+            "match": { "hosts": ["*.example.com"], "methods": ["POST"], "path": "/o/{id}/{*rest}" },
+            "key": [ { "key_header": "k" }, { "path": "id" }, { "json": "/a~1b" }, "body" ],
+            "caller": { "metadata": ["jwt", "sub"] }, "scope": ["method"], "missing_key": "pass",
+            "fingerprint": { "except": ["/a"] },
+            "ongoing": { "redirect": { "to": "/o/{id}", "after": "1s" } },
+            "ttl": "1h", "lease": "10s", "unknown_ttl": "15m",
+            "outcomes": [ { "status": [200, "4xx", "500-599"], "do": "store", "ttl": "1h" } ],
+            "replay_headers": { "allow": ["location"] },
+            "limits": { "request_body": "1KiB", "response_body": "1KiB" },
+            "on_store_error": "pass", "execution": "attached", "shadow": true
+        } ]
+    })
+}
+
+fn secret(_: &str) -> Option<String> {
+    Some("0123456789abcdef".to_owned())
+}
+
+#[test]
+fn a_configuration_with_every_field_is_one() {
+    let loaded = Config::load(every_field().to_string().as_bytes(), &secret);
+    assert!(loaded.is_ok(), "{loaded:?}");
+}
+
+/// All places of a value, as JSON pointers, the whole included.
+fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+    found.push(at.to_owned());
+    match value {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, inner)| places(inner, &format!("{at}/{name}"), found));
+        }
+        Value::Array(items) => {
+            let items = items.iter().enumerate();
+            items.for_each(|(index, inner)| places(inner, &format!("{at}/{index}"), found));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// What parsers stumble over: ends of ranges, halves of syntax, letters of more than one byte.
+fn junk() -> impl Strategy<Value = Value> {
+    let known = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(1e300),
+        json!(u64::MAX),
+        json!([]),
+        json!({}),
+        json!([[]]),
+        json!(""),
+        json!("é"),
+        json!("5"),
+        json!("18446744073709551615s 1000ms"),
+        json!("1000000000ms 1ns"),
+        json!("99999999999999999999GiB"),
+        json!("/{"),
+        json!("/{*}"),
+        json!("/~"),
+        json!("é-5"),
+        json!("xx"),
+        json!("500-"),
+        json!("*."),
+        json!("\u{0}"),
+        json!({ "detached": { "timeout": "1s" } }),
+        json!({ "redis": { "cluster": "" } }),
+    ];
+    prop_oneof![
+        proptest::sample::select(known.to_vec()),
+        any::<String>().prop_map(Value::String),
+        any::<f64>().prop_map(Value::from),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_mutated_configuration_is_loaded_or_refused_and_never_panics(
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), junk()), 1..4),
+    ) {
+        let mut config = every_field();
+        for (index, junk) in changes {
+            let mut found = Vec::new();
+            places(&config, "", &mut found);
+            *config.pointer_mut(found[index.index(found.len())].as_str()).unwrap() = junk;
+        }
+        if let Err(error) = Config::load(config.to_string().as_bytes(), &secret) {
+            prop_assert!(!error.path.is_empty() && !error.problem.is_empty());
+            // It is JSON, whatever else it is.
+            prop_assert!(!error.problem.contains("not JSON"), "{config}: {error}");
+        }
+    }
+
+    #[test]
+    fn bytes_of_anybody_are_refused_and_never_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        prop_assert!(Config::load(&bytes, &secret).is_err());
+    }
 }

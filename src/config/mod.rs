@@ -1,6 +1,7 @@
 //! JSON → validated rules.
 
 mod error;
+mod matching;
 mod options;
 mod raw;
 mod rule;

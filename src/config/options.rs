@@ -1,9 +1,10 @@
 //! The table of every option, for the README: its defaults are the parser's own.
 
+use super::matching::DEFAULT_METHODS;
 use super::unit::{Length, Size};
 use super::validate::{
-    DEFAULT_BUDGET, DEFAULT_ENTRIES, DEFAULT_LEASE, DEFAULT_LIMIT, DEFAULT_METHODS,
-    DEFAULT_REDIRECT_AFTER, DEFAULT_TTL, DEFAULT_UNKNOWN_TTL,
+    DEFAULT_BUDGET, DEFAULT_ENTRIES, DEFAULT_LEASE, DEFAULT_LIMIT, DEFAULT_REDIRECT_AFTER,
+    DEFAULT_TTL, DEFAULT_UNKNOWN_TTL,
 };
 use std::fmt::Write;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use crate::record::outcome::StatusRange;
 use prost::Message;
 use prost_types::value::Kind;
 use serde::Deserialize;
-use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde::de::{self, Deserializer, IgnoredAny, Unexpected, Visitor};
 use serde_json::Value;
 use std::fmt;
 use std::time::Duration;
@@ -245,6 +245,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Config, ConfigError> {
             Err(error) => error,
         },
         Err(error) if error.inner().is_data() => return Err(misfit(error)),
+        // serde_json calls a choice with no field, or with two, a fault of syntax: the JSON is fine.
+        Err(error) if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() => {
+            return Err(ConfigError::new(place(&error), WANTED_CHOICE));
+        }
         Err(error) => error.into_inner(),
     };
     match prost_types::Struct::decode(bytes) {
@@ -256,16 +260,20 @@ pub(super) fn read(bytes: &[u8]) -> Result<Config, ConfigError> {
 }
 
 fn misfit(error: serde_path_to_error::Error<serde_json::Error>) -> ConfigError {
-    let path = match error.path().to_string() {
-        whole if whole == "." => WHOLE.to_owned(),
-        path => path,
-    };
+    let path = place(&error);
     let mut problem = error.into_inner().to_string();
     // Where a value has a path, line and column of what is often one long line say nothing.
     if let Some(at) = problem.rfind(" at line ") {
         problem.truncate(at);
     }
     ConfigError::new(path, problem)
+}
+
+fn place(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    match error.path().to_string() {
+        whole if whole == "." => WHOLE.to_owned(),
+        path => path,
+    }
 }
 
 fn json_of_struct(fields: prost_types::Struct) -> Value {
@@ -286,6 +294,8 @@ fn json_of(value: prost_types::Value) -> Value {
 
 /// What the path of the whole configuration is called.
 pub(super) const WHOLE: &str = "configuration";
+
+const WANTED_CHOICE: &str = "is no choice, wanted a word, or an object with exactly one field";
 
 /// A length of time with its unit.
 #[derive(Clone, Copy)]

@@ -1,11 +1,10 @@
 //! Bounds, names and references: what a shape cannot say.
 
+use super::matching::matching;
 use super::raw::{self, WHOLE};
 use super::select::OFF;
 use super::unit::{Length, Size};
-use super::{
-    Config, ConfigError, Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule, StoreConfig,
-};
+use super::{Config, ConfigError, Limits, MissingKey, OnStoreError, Ongoing, Rule, StoreConfig};
 use crate::key::{
     CallerSource, FingerprintPlan, KeyPart, KeyPlan, LocationTemplate, PathTemplate, Pointer,
     Scope, Secret,
@@ -16,7 +15,7 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Duration;
 
-type Checked<T> = Result<T, ConfigError>;
+pub(super) type Checked<T> = Result<T, ConfigError>;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -47,7 +46,6 @@ const ENTRIES: RangeInclusive<u64> = 64..=1_048_576;
 pub(super) const DEFAULT_ENTRIES: u32 = 16_384;
 const BUDGET: RangeInclusive<u64> = 1024 * 1024..=1024 * 1024 * 1024;
 pub(super) const DEFAULT_BUDGET: u64 = 64 * 1024 * 1024;
-pub(super) const DEFAULT_METHODS: [&str; 2] = ["POST", "PATCH"];
 /// Metric names hold it, and Envoy's are not meant to be long.
 const LONGEST_NAME: usize = 64;
 /// RFC 2104 section 3: shorter than the digest weakens it; 128 bits are out of anybody's reach.
@@ -55,7 +53,7 @@ const SHORTEST_SECRET: usize = 16;
 /// A claim asked for past this is not worth having; Redis within a data centre answers in a millisecond.
 const REDIS_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(5);
 
-fn fail<T>(path: impl std::fmt::Display, problem: impl Into<String>) -> Checked<T> {
+pub(super) fn fail<T>(path: impl std::fmt::Display, problem: impl Into<String>) -> Checked<T> {
     Err(ConfigError::new(path, problem))
 }
 
@@ -210,11 +208,13 @@ fn rule(path: &str, mut raw: raw::Rule) -> Checked<Rule> {
             return fail(format!("{path}.on_store_error"), problem);
         }
     };
+    let limits = limits(&format!("{path}.limits"), &raw.limits)?;
+    bodies(path, &key, limits)?;
     Ok(Rule {
         ongoing: ongoing(&format!("{path}.ongoing"), raw.ongoing, captures)?,
         outcomes: outcomes(path, raw.outcomes)?,
         replay_headers: replay_headers(&format!("{path}.replay_headers"), raw.replay_headers)?,
-        limits: limits(&format!("{path}.limits"), &raw.limits)?,
+        limits,
         missing_key: raw.missing_key.map(|policy| match policy {
             raw::MissingKey::Pass => MissingKey::Pass,
             raw::MissingKey::Reject => MissingKey::Reject,
@@ -243,51 +243,8 @@ fn name(path: &str, name: &str) -> Checked<()> {
     Ok(())
 }
 
-fn matching(path: &str, raw: raw::Matching) -> Checked<Matching> {
-    let path = format!("{path}.match");
-    let methods = raw.methods.unwrap_or_else(|| DEFAULT_METHODS.map(str::to_owned).to_vec());
-    if methods.is_empty() {
-        return fail(format!("{path}.methods"), "empty, wanted at least one method");
-    }
-    for (index, method) in methods.iter().enumerate() {
-        let path = format!("{path}.methods[{index}]");
-        let upper = method.to_ascii_uppercase();
-        if ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"].contains(&upper.as_str()) {
-            return fail(
-                path,
-                format!("{method:?} changes nothing, or is no request to be repeated"),
-            );
-        }
-        if !is_token(method) {
-            return fail(path, format!("{method:?} is no method"));
-        }
-        if *method != upper {
-            // RFC 9110 section 9.1: "The method token is case-sensitive".
-            return fail(path, format!("{method:?}, wanted {upper:?}: methods are case-sensitive"));
-        }
-    }
-    let mut hosts = raw.hosts.unwrap_or_default();
-    for (index, host) in hosts.iter_mut().enumerate() {
-        host.make_ascii_lowercase();
-        let name = host.strip_prefix("*.").unwrap_or(host);
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_[]:".contains(&byte);
-        if name.is_empty()
-            || !name.bytes().all(fits)
-            || (name.contains(':') && !name.starts_with('['))
-        {
-            let problem = format!("{host:?}, wanted a host without a port, or \"*.\" and a host");
-            return fail(format!("{path}.hosts[{index}]"), problem);
-        }
-    }
-    let template = raw.path.map(|text| {
-        PathTemplate::parse(&text)
-            .map_err(|error| ConfigError::new(format!("{path}.path"), error.to_string()))
-    });
-    Ok(Matching { hosts, methods, path: template.transpose()? })
-}
-
 /// RFC 9110 section 5.6.2.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     !text.is_empty()
         && text
             .bytes()
@@ -299,6 +256,15 @@ fn header(path: String, name: &str) -> Checked<String> {
         Ok(name.to_ascii_lowercase())
     } else {
         fail(path, format!("{name:?} is no header name"))
+    }
+}
+
+/// RFC 6265 section 4.1.1: "cookie-name = token". No request could carry any other.
+fn cookie(path: String, name: &str) -> Checked<String> {
+    if is_token(name) {
+        Ok(name.to_owned())
+    } else {
+        fail(path, format!("{name:?} is no cookie name"))
     }
 }
 
@@ -332,7 +298,7 @@ fn key(path: &str, raw: &raw::Rule, captures: &[String]) -> Checked<KeyPlan> {
             raw::Part::KeyHeader(name) => KeyPart::KeyHeader(header(at("key_header"), name)?),
             raw::Part::Header(name) => KeyPart::Header(header(at("header"), name)?),
             raw::Part::Query(name) => KeyPart::Query(filled(at("query"), "query parameter", name)?),
-            raw::Part::Cookie(name) => KeyPart::Cookie(filled(at("cookie"), "cookie", name)?),
+            raw::Part::Cookie(name) => KeyPart::Cookie(cookie(at("cookie"), name)?),
             raw::Part::Path(name) => KeyPart::Path(capture(at("path"), name, captures)?),
             raw::Part::Json(text) => KeyPart::Json(pointer(at("json"), text)?),
             raw::Part::Form(name) => KeyPart::Form(filled(at("form"), "form field", name)?),
@@ -349,9 +315,7 @@ fn key(path: &str, raw: &raw::Rule, captures: &[String]) -> Checked<KeyPlan> {
         Some(raw::Caller::Anyone) => CallerSource::Anyone,
         Some(raw::Caller::Peer) => CallerSource::Peer,
         Some(raw::Caller::Header(name)) => CallerSource::Header(header(at("header"), name)?),
-        Some(raw::Caller::Cookie(name)) => {
-            CallerSource::Cookie(filled(at("cookie"), "cookie", name)?)
-        }
+        Some(raw::Caller::Cookie(name)) => CallerSource::Cookie(cookie(at("cookie"), name)?),
         Some(raw::Caller::Metadata(leaf)) => {
             if leaf.len() < 2 || leaf.iter().any(String::is_empty) {
                 let problem = "wanted a filter's name and the keys below it, e.g. \
@@ -378,6 +342,30 @@ fn key(path: &str, raw: &raw::Rule, captures: &[String]) -> Checked<KeyPlan> {
         }
     };
     Ok(KeyPlan { rule: raw.name.clone(), parts, caller, scope, fingerprint })
+}
+
+/// Refuses a rule whose every request would be answered 400 or 413, for what it wants of the body.
+fn bodies(path: &str, key: &KeyPlan, limits: Limits) -> Checked<()> {
+    let has = |wanted: fn(&KeyPart) -> bool| key.parts.iter().any(wanted);
+    let reads_form = has(|part| matches!(part, KeyPart::Form(_)));
+    if reads_form && has(|part| matches!(part, KeyPart::Json(_))) {
+        return fail(format!("{path}.key"), "both json and form parts, and no body is both");
+    }
+    let pointers = match key.fingerprint {
+        FingerprintPlan::Fields(_) => Some("fields"),
+        FingerprintPlan::Except(_) => Some("except"),
+        FingerprintPlan::Body | FingerprintPlan::Nothing => None,
+    };
+    if let (true, Some(kind)) = (reads_form, pointers) {
+        let problem = "points into JSON, the key has form parts, and no body is both";
+        return fail(format!("{path}.fingerprint.{kind}"), problem);
+    }
+    if limits.request_body == 0 && key.needs_body() {
+        let problem = "0B, and the key or the fingerprint needs the body; wanted 1B to 8MiB, or a \
+                       key without it and \"fingerprint\": \"none\"";
+        return fail(format!("{path}.limits.request_body"), problem);
+    }
+    Ok(())
 }
 
 fn capture(path: String, name: &str, captures: &[String]) -> Checked<String> {
