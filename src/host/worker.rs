@@ -9,7 +9,7 @@ use super::waiters::Waiters;
 use crate::config::Config;
 use crate::exchange::{Exchange, Flow, Input, Order, Question};
 use crate::key::Attributes;
-use crate::reply::{Code, Problem};
+use crate::reply::{Code, LocalReply, Problem};
 use crate::store::shared_data::MemoryStore;
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::FILTER_STATE;
@@ -93,10 +93,7 @@ impl Worker {
         let Some(headers) = abi::headers(Direction::Request) else {
             log::error!("Envoy's list of the request's headers cannot be read");
             let problem = Problem::new(Code::Misconfigured, "the request's headers cannot be read");
-            let reply = problem.into_reply();
-            let sent =
-                abi::send_local_response(reply.status, reply.details, &reply.headers, &reply.body);
-            warn("answer a request", sent);
+            answer(&problem.into_reply());
             return Flow::Hold;
         };
         let exchange = Exchange::new(self.config.clone(), self.tokens.next());
@@ -163,6 +160,8 @@ impl Worker {
             stream.held = None;
             stream.alive = false;
             self.feed(id, Input::StreamEnded);
+            // What is owed to the store may keep it; nothing else does.
+            self.forget_if_over(id);
         }
     }
 
@@ -226,16 +225,14 @@ impl Worker {
             return Flow::Continue;
         };
         let mut replies = VecDeque::new();
-        let step = exchange.handle(input, now);
-        exchange = step.next;
-        let mut flow = step.flow;
-        self.carry_out(id, step.orders, now, &mut replies);
-        while let Some((question, reply)) = replies.pop_front() {
-            let step = exchange.handle(Input::StoreReplied { question, reply }, now);
+        let mut input = input;
+        let flow = loop {
+            let step = exchange.handle(input, now);
             exchange = step.next;
-            flow = step.flow;
             self.carry_out(id, step.orders, now, &mut replies);
-        }
+            let Some((question, reply)) = replies.pop_front() else { break step.flow };
+            input = Input::StoreReplied { question, reply };
+        };
         self.alarms.set(id, exchange.alarm());
         self.hurry(exchange.alarm(), now);
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -265,15 +262,7 @@ impl Worker {
                 Order::Ask(question, command) => {
                     replies.push_back((question, self.ask(&command, now)));
                 }
-                Order::Answer(reply) => {
-                    let sent = abi::send_local_response(
-                        reply.status,
-                        reply.details,
-                        &reply.headers,
-                        &reply.body,
-                    );
-                    warn("answer a request", sent);
-                }
+                Order::Answer(reply) => answer(&reply),
                 Order::SetRequestHeader(name, value) => {
                     let set = abi::set_header(Direction::Request, name, &value);
                     warn("set a request header", set);
@@ -345,14 +334,14 @@ impl Worker {
     /// Sees to it that the tick comes in time for an alarm.
     fn hurry(&mut self, alarm: Option<Timestamp>, now: Timestamp) {
         let Some(alarm) = alarm else { return };
-        let soon = now.until(alarm) < 2 * LONG_TICK;
+        let soon = is_soon(alarm, now);
         if self.tick.is_zero() || (soon && self.tick != SHORT_TICK) {
             self.set_tick(if soon { SHORT_TICK } else { LONG_TICK });
         }
     }
 
     fn due_tick(&self, now: Timestamp) -> Duration {
-        let soon = self.alarms.next().is_some_and(|alarm| now.until(alarm) < 2 * LONG_TICK);
+        let soon = self.alarms.next().is_some_and(|alarm| is_soon(alarm, now));
         if soon || !self.probes.is_empty() { SHORT_TICK } else { LONG_TICK }
     }
 
@@ -362,6 +351,17 @@ impl Worker {
             abi::set_tick_period(tick);
         }
     }
+}
+
+/// The long tick would be late for it, or next to it.
+fn is_soon(alarm: Timestamp, now: Timestamp) -> bool {
+    now.until(alarm) < 2 * LONG_TICK
+}
+
+/// Answers the effective context's request.
+fn answer(reply: &LocalReply) {
+    let LocalReply { status, headers, body, details } = reply;
+    warn("answer a request", abi::send_local_response(*status, details, headers, body));
 }
 
 /// What Envoy has received of the effective context's request, as it writes the number.

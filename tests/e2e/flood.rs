@@ -67,6 +67,49 @@ async fn a_flood_of_keys_takes_no_more_than_the_budget_and_no_running_claim() {
     assert!(evictions >= 100_001 - 4_096, "{evictions}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_leave_take_no_memory() {
+    let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "4m" } } }))).await;
+    let request =
+        world.post("/pay").key("a").caller("alice").json("{}").header("x-origin-hold", "it");
+    let patient = Client::connect(world.envoy.front, false).await.unwrap();
+    let first = request.clone();
+    let running = tokio::spawn(async move { patient.exchange(first).await.unwrap() });
+    eventually("one runs", async || world.executions() == 1).await;
+    let waiters = async || world.envoy.stat("wasmcustom.idempotency_waiters").await;
+    let come_and_leave = async |rounds: usize| {
+        for _ in 0..rounds {
+            let client = Arc::new(Client::connect(world.envoy.front, true).await.unwrap());
+            let waiting: Vec<_> = (0..100)
+                .map(|_| {
+                    let (client, request) = (client.clone(), request.clone());
+                    tokio::spawn(async move { client.exchange(request).await })
+                })
+                .collect();
+            eventually("all wait", async || waiters().await == Some(100)).await;
+            for one in waiting {
+                one.abort();
+            }
+            drop(client);
+            eventually("all have left", async || waiters().await == Some(0)).await;
+        }
+    };
+    // The first rounds fill whatever Envoy and the module keep for the next.
+    come_and_leave(100).await;
+    let before = world.envoy.resident_bytes();
+    come_and_leave(400).await;
+    let after = world.envoy.resident_bytes();
+    // A hundred bytes for each that left would be over it.
+    assert!(
+        after < before + BUDGET,
+        "40,000 clients that left took {} KiB",
+        (after - before.min(after)) / 1024
+    );
+    world.origin.release("it");
+    assert_eq!(running.await.unwrap().status, 200);
+    assert_eq!(world.executions(), 1);
+}
+
 /// SplitMix64: the same bytes in every run.
 struct Random(u64);
 
