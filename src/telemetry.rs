@@ -102,11 +102,9 @@ impl fmt::Display for Report {
     }
 }
 
-/// Why a request was left alone.
+/// Why a request that a rule matches was left alone. One that none matches is nobody's to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bypass {
-    /// No rule matches, or the route says `off`: not counted, since no rule's label fits.
-    NoRule,
     /// The connection is to become something else (WebSocket, CONNECT).
     Upgrade,
     /// gRPC: its answer ends in trailers, which a replay cannot have.
@@ -119,7 +117,6 @@ impl Bypass {
     /// The word for logs.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::NoRule => "no-rule",
             Self::Upgrade => "upgrade",
             Self::Grpc => "grpc",
             Self::KeyAbsent => "key-absent",

@@ -1,7 +1,7 @@
 //! Before the store is asked: which rule, which key, and is the request fit for it.
 
 use super::pending::{self, Pending};
-use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, value};
+use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, number, value};
 use crate::config::{Ongoing, Rule, Selection};
 use crate::key::{Attributes, Captures, Draft, KeyError, RequestHead};
 use crate::reply::{Code, Problem};
@@ -59,13 +59,7 @@ fn head(
         Selection::Dangling => return dangling(route.unwrap_or_default()),
     };
     let then = match admit(&rule, headers, attributes, &captures, end_of_stream) {
-        Err(Left::Alone(reason)) => {
-            let said = format!("{}: left alone: {}", rule.name, reason.word());
-            context.pass(&rule, Outcome::Bypassed).order(Order::Log(Level::Debug, said))
-        }
-        Err(Left::Refused(problem)) => {
-            context.answer(&rule, Outcome::Invalid, problem.into_reply())
-        }
+        Err(left) => left.conclude(context, &rule),
         Ok(draft) => {
             let location = location(&rule, headers, &captures);
             let state = AwaitBody { rule, draft, location, body: Vec::new() };
@@ -86,6 +80,18 @@ enum Left {
     Refused(Problem),
 }
 
+impl Left {
+    fn conclude(self, context: &Context, rule: &Rc<Rule>) -> Then {
+        match self {
+            Self::Alone(reason) => {
+                let said = format!("{}: left alone: {}", rule.name, reason.word());
+                context.pass(rule, Outcome::Bypassed).order(Order::Log(Level::Debug, said))
+            }
+            Self::Refused(problem) => context.answer(rule, Outcome::Invalid, problem.into_reply()),
+        }
+    }
+}
+
 fn admit(
     rule: &Rule,
     headers: &Headers,
@@ -103,8 +109,7 @@ fn admit(
         .key
         .begin(&RequestHead { headers, attributes, captures })
         .map_err(|error| unfit(rule, error))?;
-    let announced = value(headers, "content-length")
-        .and_then(|text| std::str::from_utf8(text).ok()?.trim().parse::<u64>().ok());
+    let announced = value(headers, "content-length").and_then(number::<u64>);
     let limit = rule.limits.request_body;
     // Envoy refuses to buffer more than its own limit, with an answer of its own; ours comes first.
     if rule.key.needs_body() && !end_of_stream && announced.is_some_and(|size| size > limit as u64)
@@ -173,11 +178,7 @@ impl AwaitBody {
             Input::RequestBody { chunk, end_of_stream } => {
                 let limit = self.rule.limits.request_body;
                 if self.body.len().saturating_add(chunk.len()) > limit {
-                    return context.answer(
-                        &self.rule,
-                        Outcome::Invalid,
-                        too_large(limit).into_reply(),
-                    );
+                    return Left::Refused(too_large(limit)).conclude(context, &self.rule);
                 }
                 self.body.extend_from_slice(chunk);
                 if end_of_stream {
@@ -208,15 +209,7 @@ impl AwaitBody {
             Ok((key, fingerprint)) => {
                 pending::ask(context, Pending::new(rule, key, fingerprint, location), now)
             }
-            Err(error) => match unfit(&rule, error) {
-                Left::Alone(reason) => {
-                    let said = format!("{}: left alone: {}", rule.name, reason.word());
-                    context.pass(&rule, Outcome::Bypassed).order(Order::Log(Level::Debug, said))
-                }
-                Left::Refused(problem) => {
-                    context.answer(&rule, Outcome::Invalid, problem.into_reply())
-                }
-            },
+            Err(error) => unfit(&rule, error).conclude(context, &rule),
         }
     }
 
@@ -231,8 +224,6 @@ impl AwaitBody {
             Code::Misconfigured,
             "the filter needs the request's body and is not set up to get it",
         );
-        context
-            .answer(&self.rule, Outcome::Invalid, problem.into_reply())
-            .order(Order::Log(Level::Error, said))
+        Left::Refused(problem).conclude(context, &self.rule).order(Order::Log(Level::Error, said))
     }
 }

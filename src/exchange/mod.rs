@@ -257,13 +257,9 @@ struct Context {
 }
 
 impl Context {
-    fn question(&mut self) -> Question {
-        self.asked = self.asked.wrapping_add(1);
-        Question(self.asked)
-    }
-
     fn ask(&mut self, command: Command) -> (Question, Order) {
-        let question = self.question();
+        self.asked = self.asked.wrapping_add(1);
+        let question = Question(self.asked);
         (question, Order::Ask(question, command))
     }
 }
@@ -316,14 +312,9 @@ impl Passing {
     fn handle(mut self, context: &Context, input: Input<'_>) -> Then {
         match input {
             Input::ResponseHeaders { .. } => {
-                let mut orders = Vec::new();
-                if let Some(outcome) = self.outcome.take() {
-                    orders.extend(context.status_header(outcome));
-                }
-                if self.untyped {
-                    orders.push(Order::RemoveResponseHeader("content-type"));
-                }
-                Then { state: State::Passing(self), flow: Flow::Continue, orders }
+                let said = self.outcome.take().and_then(|outcome| context.status_header(outcome));
+                let taken_off = self.untyped.then_some(Order::RemoveResponseHeader("content-type"));
+                Then::new(State::Passing(self), Flow::Continue).orders(said).orders(taken_off)
             }
             Input::StreamEnded => Then::new(State::Over, Flow::Continue),
             Input::RequestHeaders { .. }
@@ -370,6 +361,11 @@ fn value<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a [u8]> {
     found.map(|(_, value)| value.as_slice())
 }
 
+/// A header's value as a number.
+fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
+}
+
 fn report(rule: &Rc<Rule>, outcome: Outcome) -> Order {
     Order::Report(rule.clone(), Report { outcome, shadow: rule.shadow })
 }
@@ -388,6 +384,11 @@ impl Then {
 
     fn order(mut self, order: Order) -> Self {
         self.orders.push(order);
+        self
+    }
+
+    fn orders(mut self, orders: impl IntoIterator<Item = Order>) -> Self {
+        self.orders.extend(orders);
         self
     }
 

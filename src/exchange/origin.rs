@@ -3,7 +3,7 @@
 use super::claim::Claim;
 use super::settle::{Rest, settle};
 use super::source::{Source, source};
-use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, value};
+use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, number, value};
 use crate::config::Rule;
 use crate::key::Attributes;
 use crate::record::outcome::Disposition;
@@ -75,9 +75,7 @@ impl AwaitOrigin {
             Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
             Input::Tick => {
                 let beat = self.claim.beat(context, now);
-                let mut then = Then::new(State::AwaitOrigin(self), Flow::Continue);
-                then.orders.extend(beat);
-                then
+                Then::new(State::AwaitOrigin(self), Flow::Continue).orders(beat)
             }
             Input::StoreReplied { question, reply } => {
                 match heartbeat(&mut self.claim, &self.rule, question, reply) {
@@ -103,13 +101,12 @@ impl AwaitOrigin {
         end_of_stream: bool,
     ) -> Then {
         let Self { rule, claim } = self;
-        let mut orders = Vec::new();
-        orders.extend(context.status_header(Outcome::Executed));
+        let mut orders = Vec::from_iter(context.status_header(Outcome::Executed));
         let source = source(attributes);
         if source == Source::Application && value(headers, header::CONTROL).is_some() {
             orders.push(Order::RemoveResponseHeader(header::CONTROL));
         }
-        let rest = if end_of_stream { Rest::LastByte } else { Rest::MoreToCome };
+        let rest = Rest::after(end_of_stream);
         let then = match plan(&rule, headers, source) {
             Plan::Record { status, ttl, copy } => {
                 let recording = Recording { rule, claim, status, ttl, copy };
@@ -119,10 +116,7 @@ impl AwaitOrigin {
                     Then::new(State::Recording(recording), Flow::Continue)
                 }
             }
-            Plan::Tombstone { status, ttl } => {
-                let end = |claim: Claim| claim.complete(status, Kept::Nothing, ttl);
-                settle(context, rule, claim, end, rest)
-            }
+            Plan::Tombstone { status, ttl } => tombstone(context, rule, claim, (status, ttl), rest),
             Plan::Release => settle(context, rule, claim, Claim::release, rest),
             Plan::Unknown => in_doubt(context, rule, claim, rest),
         };
@@ -195,14 +189,21 @@ impl Control {
     }
 }
 
+/// It ran, and its answer is not kept.
+fn tombstone(
+    context: &mut Context,
+    rule: Rc<Rule>,
+    claim: Claim,
+    (status, ttl): (u16, Duration),
+    rest: Rest,
+) -> Then {
+    settle(context, rule, claim, |claim| claim.complete(status, Kept::Nothing, ttl), rest)
+}
+
 /// It may have run, and nobody can tell.
 fn in_doubt(context: &mut Context, rule: Rc<Rule>, claim: Claim, rest: Rest) -> Then {
     let unknown_ttl = rule.unknown_ttl;
     settle(context, rule, claim, |claim| claim.mark_unknown(unknown_ttl), rest)
-}
-
-fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
-    std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 impl Recording {
@@ -236,9 +237,7 @@ impl Recording {
             Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
             Input::Tick => {
                 let beat = self.claim.beat(context, now);
-                let mut then = Then::new(State::Recording(self), Flow::Continue);
-                then.orders.extend(beat);
-                then
+                Then::new(State::Recording(self), Flow::Continue).orders(beat)
             }
             Input::StoreReplied { question, reply } => {
                 match heartbeat(&mut self.claim, &self.rule, question, reply) {
@@ -259,9 +258,7 @@ impl Recording {
         if let Copy::Answer(answer) = &mut self.copy {
             if answer.body.len().saturating_add(chunk.len()) > self.rule.limits.response_body {
                 let Self { rule, claim, status, ttl, .. } = self;
-                let rest = if end_of_stream { Rest::LastByte } else { Rest::MoreToCome };
-                let end = |claim: Claim| claim.complete(status, Kept::Nothing, ttl);
-                return settle(context, rule, claim, end, rest);
+                return tombstone(context, rule, claim, (status, ttl), Rest::after(end_of_stream));
             }
             answer.body.extend_from_slice(chunk);
         }

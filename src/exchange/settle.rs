@@ -47,6 +47,13 @@ pub(super) enum Rest {
     Gone,
 }
 
+impl Rest {
+    /// What is still to come after a piece of the response.
+    pub(super) fn after(end_of_stream: bool) -> Self {
+        if end_of_stream { Self::LastByte } else { Self::MoreToCome }
+    }
+}
+
 /// Ends `claim` by the command that `end` makes of it.
 pub(super) fn settle(
     context: &mut Context,

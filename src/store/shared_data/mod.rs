@@ -87,6 +87,14 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
+/// A key's bucket as it was read, and the key's entry in it.
+struct Opened {
+    number: u32,
+    bucket: Bucket,
+    cas: u32,
+    found: Option<(usize, Entry)>,
+}
+
 /// One try of a command.
 enum Try {
     Executed(Executed),
@@ -187,15 +195,18 @@ impl<S: SharedData> MemoryStore<S> {
         format!("{}/{bucket}/{place}", self.prefix)
     }
 
-    fn load(&self, bucket: u32) -> Result<(Bucket, u32), StoreError> {
-        match self.shared.load(&self.bucket_name(bucket)) {
-            (bytes, Some(cas)) => Ok((Bucket::read(bytes.unwrap_or_default())?, cas)),
-            (_, None) => Err(StoreError::Unavailable("the table is gone from shared data")),
-        }
+    fn read(&self, number: u32, key: Key) -> Result<Opened, StoreError> {
+        let (bytes, Some(cas)) = self.shared.load(&self.bucket_name(number)) else {
+            return Err(StoreError::Unavailable("the table is gone from shared data"));
+        };
+        let bucket = Bucket::read(bytes.unwrap_or_default())?;
+        let found = bucket.find(key)?;
+        Ok(Opened { number, bucket, cas, found })
     }
 
-    fn swap(&self, bucket: u32, value: &Bucket, cas: u32) -> Result<bool, StoreError> {
-        match self.shared.store(&self.bucket_name(bucket), value.bytes(), cas) {
+    fn swap(&self, opened: &Opened) -> Result<bool, StoreError> {
+        let name = self.bucket_name(opened.number);
+        match self.shared.store(&name, opened.bucket.bytes(), opened.cas) {
             Ok(()) => Ok(true),
             Err(SharedDataError::CasMismatch) => Ok(false),
             Err(SharedDataError::Failed) => {
@@ -211,45 +222,28 @@ impl<S: SharedData> MemoryStore<S> {
         command: &Command,
         now: Timestamp,
     ) -> Result<Try, StoreError> {
-        let (mut bucket, cas) = self.load(number)?;
-        let found = bucket.find(command.key())?;
-        let head = found.as_ref().map(|(_, entry)| &entry.head);
+        let mut opened = self.read(number, command.key())?;
+        let head = opened.found.as_ref().map(|(_, entry)| &entry.head);
         match life::apply(head, command, now) {
             Verdict::NotOwner => Ok(done(Reply::NotOwner, false, &[])),
-            Verdict::Exists(head) => self.exists(number, bucket, cas, found, &head, command),
-            Verdict::Claimed { attempt, change } => self.change(
-                number,
-                bucket,
-                cas,
-                found,
-                change,
-                command,
-                now,
-                Reply::Claimed { attempt },
-            ),
+            Verdict::Exists(head) => self.exists(opened, &head, command),
+            Verdict::Claimed { attempt, change } => {
+                self.change(opened, change, command, now, Reply::Claimed { attempt })
+            }
             Verdict::Done(Change::Remove) => {
-                let Some((place, entry)) = found else { return Ok(done(Reply::Done, false, &[])) };
-                let dropped: Vec<_> = bucket.drop_entry(place, now).into_iter().collect();
-                self.finish(number, &bucket, cas, &dropped, || {
-                    done(Reply::Done, entry.watched, &[])
-                })
+                let Some((place, entry)) = opened.found.take() else {
+                    return Ok(done(Reply::Done, false, &[]));
+                };
+                let dropped = Vec::from_iter(opened.bucket.drop_entry(place, now));
+                self.finish(&opened, &dropped, || done(Reply::Done, entry.watched, &[]))
             }
-            Verdict::Done(change) => {
-                self.change(number, bucket, cas, found, change, command, now, Reply::Done)
-            }
+            Verdict::Done(change) => self.change(opened, change, command, now, Reply::Done),
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one try's state; a struct would only name it again"
-    )]
     fn change(
         &self,
-        number: u32,
-        mut bucket: Bucket,
-        cas: u32,
-        found: Option<(usize, Entry)>,
+        mut opened: Opened,
         change: Change,
         command: &Command,
         now: Timestamp,
@@ -259,8 +253,8 @@ impl<S: SharedData> MemoryStore<S> {
             Change::Put(head) => head,
             Change::Keep | Change::Remove => return Ok(done(reply, false, &[])),
         };
-        let used = bucket.next_use();
-        let (place, dropped, watched) = match found {
+        let used = opened.bucket.next_use();
+        let (place, dropped, watched) = match opened.found.take() {
             Some((place, entry)) => {
                 // A record that was over may leave an answer behind.
                 let stale = (entry.answer_bytes > 0).then_some(Dropped {
@@ -270,7 +264,7 @@ impl<S: SharedData> MemoryStore<S> {
                 });
                 (place, stale, entry.watched)
             }
-            None => match bucket.make_room(self.geometry.ways, now) {
+            None => match opened.bucket.make_room(self.geometry.ways, now) {
                 Some((place, dropped)) => (place, dropped, false),
                 None => return Err(StoreError::Full),
             },
@@ -281,26 +275,25 @@ impl<S: SharedData> MemoryStore<S> {
                 (watched, false)
             }
         };
-        bucket.put(place, &Entry { key: command.key(), head, answer_bytes: 0, used, watched });
-        let dropped: Vec<_> = dropped.into_iter().collect();
-        self.finish(number, &bucket, cas, &dropped, || done(reply, wake, &dropped))
+        let entry = Entry { key: command.key(), head, answer_bytes: 0, used, watched };
+        opened.bucket.put(place, &entry);
+        let dropped = Vec::from_iter(dropped);
+        self.finish(&opened, &dropped, || done(reply, wake, &dropped))
     }
 
     /// Swaps the bucket and clears the slots of what was dropped: in this order, so that an answer goes
     /// only when nobody can find it any more.
     fn finish(
         &self,
-        number: u32,
-        bucket: &Bucket,
-        cas: u32,
+        opened: &Opened,
         dropped: &[Dropped],
         executed: impl FnOnce() -> Try,
     ) -> Result<Try, StoreError> {
-        if !self.swap(number, bucket, cas)? {
+        if !self.swap(opened)? {
             return Ok(Try::Again);
         }
         for dropped in dropped {
-            self.clear_slot(number, dropped.place, dropped.token);
+            self.clear_slot(opened.number, dropped.place, dropped.token);
         }
         Ok(executed())
     }
@@ -308,38 +301,35 @@ impl<S: SharedData> MemoryStore<S> {
     /// Somebody has the key: reads their answer, and leaves word if the command wants to be woken.
     fn exists(
         &self,
-        number: u32,
-        mut bucket: Bucket,
-        cas: u32,
-        found: Option<(usize, Entry)>,
+        mut opened: Opened,
         head: &Head,
         command: &Command,
     ) -> Result<Try, StoreError> {
-        let Some((place, entry)) = found else { return Ok(Try::Again) };
+        let Some((place, entry)) = opened.found.take() else { return Ok(Try::Again) };
         let ongoing = matches!(head.state, State::Ongoing { .. });
         if ongoing && matches!(command, Command::Claim { watch: true, .. }) && !entry.watched {
             // In the same swap as the look: an end that comes between the two makes it fail.
-            bucket.put(place, &Entry { watched: true, ..entry.clone() });
-            if !self.swap(number, &bucket, cas)? {
+            opened.bucket.put(place, &Entry { watched: true, ..entry.clone() });
+            if !self.swap(&opened)? {
                 return Ok(Try::Again);
             }
-        } else if bucket.is_stale(&entry) {
-            let used = bucket.next_use();
-            bucket.put(place, &Entry { used, ..entry.clone() });
+        } else if opened.bucket.is_stale(&entry) {
+            let used = opened.bucket.next_use();
+            opened.bucket.put(place, &Entry { used, ..entry.clone() });
             // Lost: somebody else changed the bucket, and the use is not written down this time.
-            let _ = self.swap(number, &bucket, cas)?;
+            let _ = self.swap(&opened)?;
         }
         let mut moved = false;
         let record = head.try_complete(|| {
-            let answer = self.read_slot(number, place, entry.head.token)?;
+            let answer = self.read_slot(opened.number, place, entry.head.token)?;
             moved = answer.is_none();
             Ok::<_, StoreError>(answer)
         })?;
         if moved {
             // The slot has another answer by now, so the bucket has changed, too: look again. A slot
             // that was lost for good is a tombstone.
-            let (now_there, _) = self.load(number)?;
-            let same = now_there.find(entry.key)?.is_some_and(|(at, now_there)| {
+            let now_there = self.read(opened.number, entry.key)?.found;
+            let same = now_there.is_some_and(|(at, now_there)| {
                 at == place && now_there.head.token == entry.head.token
             });
             if !same {
@@ -361,13 +351,12 @@ impl<S: SharedData> MemoryStore<S> {
         answer: &Answer,
         now: Timestamp,
     ) -> Result<Try, StoreError> {
-        let (peeked, _) = self.load(number)?;
-        let Some((place, _)) = peeked.find(command.key())? else {
+        let Some((place, _)) = self.read(number, command.key())?.found else {
             return Ok(done(Reply::NotOwner, false, &[]));
         };
         let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
-        let (mut bucket, cas) = self.load(number)?;
-        let Some((found_at, entry)) = bucket.find(command.key())? else {
+        let mut opened = self.read(number, command.key())?;
+        let Some((found_at, entry)) = opened.found.take() else {
             return Ok(done(Reply::NotOwner, false, &[]));
         };
         let head = match life::apply(Some(&entry.head), command, now) {
@@ -383,7 +372,7 @@ impl<S: SharedData> MemoryStore<S> {
         let mut slot = token.0.to_vec();
         append_answer(answer, &mut slot);
         let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
-        let dropped = room.map(|room| bucket.make_bytes(room, place, now));
+        let dropped = room.map(|room| opened.bucket.make_bytes(room, place, now));
         let (Some(dropped), Ok(answer_bytes)) = (dropped, u32::try_from(slot.len())) else {
             // More than can be kept here: it ran, and that is what is kept.
             return self.transition(number, &tombstone(command), now);
@@ -395,11 +384,11 @@ impl<S: SharedData> MemoryStore<S> {
                 return Err(StoreError::Unavailable("shared data could not be written"));
             }
         }
-        let used = bucket.next_use();
+        let used = opened.bucket.next_use();
         let wake = entry.watched;
-        bucket.put(place, &Entry { key: entry.key, head, answer_bytes, used, watched: false });
-        let tried =
-            self.finish(number, &bucket, cas, &dropped, || done(Reply::Done, wake, &dropped))?;
+        let finished = Entry { key: entry.key, head, answer_bytes, used, watched: false };
+        opened.bucket.put(place, &finished);
+        let tried = self.finish(&opened, &dropped, || done(Reply::Done, wake, &dropped))?;
         if matches!(tried, Try::Again) {
             // Whether the record is still ours shows when it is tried again; until then, the slot is
             // no one's.
@@ -442,14 +431,19 @@ fn done(reply: Reply, wake: bool, dropped: &[Dropped]) -> Try {
     Try::Executed(Executed { reply, wake, evicted: u32::try_from(evicted).unwrap_or(u32::MAX) })
 }
 
+/// The same command without its answer, which is not copied.
 fn tombstone(command: &Command) -> Command {
-    match command.clone() {
-        Command::Complete { key, token, status, kept: _, ttl } => {
-            Command::Complete { key, token, status, kept: Kept::Nothing, ttl }
-        }
-        other @ (Command::Claim { .. }
+    match command {
+        Command::Complete { key, token, status, kept: _, ttl } => Command::Complete {
+            key: *key,
+            token: *token,
+            status: *status,
+            kept: Kept::Nothing,
+            ttl: *ttl,
+        },
+        Command::Claim { .. }
         | Command::Extend { .. }
         | Command::Release { .. }
-        | Command::MarkUnknown { .. }) => other,
+        | Command::MarkUnknown { .. } => command.clone(),
     }
 }
