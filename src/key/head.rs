@@ -20,7 +20,8 @@ pub trait Attributes {
     fn attribute(&self, path: &[&str]) -> Option<Vec<u8>>;
 }
 
-/// The host in an authority: lower case, without its port, an IPv6 address with its brackets.
+/// The host in an authority: lower case, without its port and the dot that ends a fully qualified name
+/// (RFC 3986 section 3.2.2), an IPv6 address with its brackets.
 pub fn host(authority: &[u8]) -> Vec<u8> {
     let bracket =
         authority.iter().rposition(|byte| *byte == b']').filter(|_| authority.starts_with(b"["));
@@ -29,7 +30,9 @@ pub fn host(authority: &[u8]) -> Vec<u8> {
         (None, Some(colon)) => colon,
         (None, None) => authority.len(),
     };
-    authority.get(..end).unwrap_or_default().to_ascii_lowercase()
+    let host = authority.get(..end).unwrap_or_default();
+    // `a.example.` names the same host: taken for another, it would pass by the rule for `a.example`.
+    host.strip_suffix(b".").unwrap_or(host).to_ascii_lowercase()
 }
 
 impl RequestHead<'_> {
