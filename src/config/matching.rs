@@ -57,6 +57,10 @@ fn hosts(path: &str, raw: Option<Vec<String>>) -> Checked<Vec<String>> {
             let problem = format!("{host:?}, wanted a host without a port, or \"*.\" and a host");
             return fail(format!("{path}[{index}]"), problem);
         }
+        // A request's host comes without it, too.
+        if host.ends_with('.') {
+            host.pop();
+        }
     }
     Ok(hosts)
 }

@@ -37,11 +37,18 @@ fn the_first_rule_that_matches_wins() {
 
 #[test]
 fn a_host_matches_in_any_case_and_with_any_port_and_a_wildcard_only_what_is_below() {
-    let config =
-        config(&[rule("r", r#"{ "hosts": ["API.example.com", "*.example.org", "[::1]"] }"#)]);
+    let config = config(&[rule(
+        "r",
+        r#"{ "hosts": ["API.example.com", "*.example.org", "rooted.example.", "[::1]"] }"#,
+    )]);
     for (host, wanted) in [
         ("api.EXAMPLE.com", "r"),
         ("api.example.com:8443", "r"),
+        ("api.example.com.", "r"),
+        ("api.example.com.:8443", "r"),
+        ("a.example.org.", "r"),
+        ("rooted.example", "r"),
+        ("rooted.example.", "r"),
         ("a.example.org", "r"),
         ("a.b.example.org:80", "r"),
         ("[::1]:80", "r"),
