@@ -147,6 +147,8 @@ pub enum Counter {
     RecordWriteFailures,
     /// Executions begun after an earlier one had ended in doubt.
     Takeovers,
+    /// Requests that were decided by this Envoy's memory alone, because the store had failed.
+    LocalFallbacks,
 }
 
 impl Counter {
@@ -165,6 +167,7 @@ impl Counter {
             Self::Evictions => "idempotency_evictions_total".to_owned(),
             Self::RecordWriteFailures => "idempotency_record_write_failures_total".to_owned(),
             Self::Takeovers => "idempotency_takeovers_total".to_owned(),
+            Self::LocalFallbacks => "idempotency_local_fallbacks_total".to_owned(),
         }
     }
 }
@@ -234,6 +237,8 @@ impl OperationResult {
 pub enum Gauge {
     /// Requests that wait for a first one to finish.
     Waiters,
+    /// Open connections to Redis.
+    Pipes,
 }
 
 impl Gauge {
@@ -241,6 +246,7 @@ impl Gauge {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Waiters => "idempotency_waiters",
+            Self::Pipes => "idempotency_pipes",
         }
     }
 }

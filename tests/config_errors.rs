@@ -254,7 +254,6 @@ fn what_stands_beside_the_rules_is_refused_with_its_place() {
             json!({ "store": { "memory": { "budget": "2GiB" } } }),
             "store.memory.budget: 2GiB, wanted 1MiB to 1GiB",
         ),
-        (json!({ "store": { "redis": { "cluster": "redis" } } }), "store.redis: not supported yet"),
         (
             json!({ "store": { "redis": { "cluster": "" } } }),
             "store.redis.cluster: empty, wanted the name of an Envoy cluster",
@@ -270,6 +269,22 @@ fn what_stands_beside_the_rules_is_refused_with_its_place() {
         (
             json!({ "store": { "redis": { "cluster": "r", "local": { "entries": 1 } } } }),
             "store.redis.local.entries: 1, wanted 64 to 1048576",
+        ),
+        (
+            json!({ "store": { "redis": { "cluster": "r", "local": { "ttl": "0s" } } } }),
+            "store.redis.local.ttl: 0s, wanted 1s to 30d",
+        ),
+        (
+            json!({ "store": { "redis": { "cluster": "r", "prefix": "{a}:" } } }),
+            "store.redis.prefix: \"{a}:\" has a brace: a whole Redis Cluster would use one node",
+        ),
+        (
+            json!({ "store": { "redis": { "cluster": "r", "prefix": "a b" } } }),
+            "store.redis.prefix: \"a b\", wanted visible ASCII without spaces",
+        ),
+        (
+            json!({ "store": { "redis": { "cluster": "r", "transport": "webdis", "password_env": "PASSWORD" } } }),
+            "store.redis.password_env: of no use: Webdis has the password, as redis_auth",
         ),
     ] {
         assert_eq!(refusal(&with(json!({}), config.clone())), wanted, "{config}");

@@ -1,11 +1,15 @@
 //! The README, the defaults and the files it shows agree.
 
 #![allow(
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 
-use envoy_idempotency::config::{Config, OnStoreError, Ongoing, StoreConfig, render_markdown};
+use envoy_idempotency::config::{
+    Config, OnStoreError, Ongoing, StoreConfig, Table, render_markdown,
+};
+use envoy_idempotency::store::redis::Transport;
 use std::time::Duration;
 
 const README: &str = include_str!("../README.md");
@@ -31,8 +35,8 @@ fn a_rule_that_leaves_all_out_gets_the_defaults_of_the_table() {
     let json = br#"{ "rules": [ { "name": "r", "key": [ { "key_header": "k" } ], "caller": "anyone" } ] }"#;
     let config = Config::load(json, &|_| None).unwrap();
     let rule = config.rules.first().unwrap();
-    let StoreConfig::Memory { entries, budget_bytes } = config.store;
-    assert_eq!((entries, budget_bytes), (16_384, 64 << 20));
+    let table = Table { entries: 16_384, budget_bytes: 64 << 20 };
+    assert_eq!(config.store, StoreConfig::Memory(table));
     assert_eq!((config.status_header, rule.shadow), (false, false));
     assert_eq!(rule.matching.methods, ["POST", "PATCH"]);
     assert_eq!(rule.ttl, Duration::from_secs(24 * 3600));
@@ -40,8 +44,21 @@ fn a_rule_that_leaves_all_out_gets_the_defaults_of_the_table() {
     assert_eq!(rule.unknown_ttl, Duration::from_secs(15 * 60));
     assert_eq!((rule.limits.request_body, rule.limits.response_body), (256 << 10, 256 << 10));
     assert_eq!((&rule.ongoing, rule.on_store_error), (&Ongoing::Reject, OnStoreError::Refuse));
+    let json = br#"{ "store": { "redis": { "cluster": "redis" } },
+        "rules": [ { "name": "r", "key": [ { "key_header": "k" } ], "caller": "anyone" } ] }"#;
+    let StoreConfig::Redis(redis) = Config::load(json, &|_| None).unwrap().store else {
+        panic!("not Redis");
+    };
+    assert_eq!((redis.settings.prefix.as_str(), redis.settings.login), ("idem:", None));
+    assert_eq!(redis.settings.timeout, Duration::from_millis(250));
+    assert_eq!((redis.transport, redis.local), (Transport::Pipe, table));
+    assert_eq!(redis.local_ttl, Duration::from_secs(60));
     let table = render_markdown();
     for (option, default) in [
+        ("store.redis.prefix", "`\"idem:\"`"),
+        ("store.redis.timeout", "`\"250ms\"`"),
+        ("store.redis.transport", "`\"pipe\"`"),
+        ("store.redis.local.ttl", "`\"1m\"`"),
         ("store.memory.entries", "`16384`"),
         ("store.memory.budget", "`\"64MiB\"`"),
         ("rules[].match.methods", "`[\"POST\", \"PATCH\"]`"),

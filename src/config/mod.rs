@@ -6,6 +6,7 @@ mod options;
 mod raw;
 mod rule;
 mod select;
+mod store;
 mod unit;
 mod validate;
 
@@ -15,7 +16,9 @@ pub use rule::{Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule};
 pub use select::Selection;
 
 use crate::key::Secret;
+use crate::store::redis::{Settings, Transport};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A configuration that can be meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,15 +34,36 @@ pub struct Config {
 }
 
 /// Where records are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreConfig {
     /// In the memory of this Envoy.
-    Memory {
-        /// Records at the most, 64 to 1,048,576. Default: 16,384.
-        entries: u32,
-        /// Bytes at the most, 1 MiB to 1 GiB. Default: 64 MiB.
-        budget_bytes: u64,
-    },
+    Memory(Table),
+    /// In Redis, and what this Envoy knows of it in its memory.
+    Redis(Redis),
+}
+
+/// A table in the memory of this Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Records at the most, 64 to 1,048,576. Default: 16,384.
+    pub entries: u32,
+    /// Bytes at the most, 1 MiB to 1 GiB. Default: 64 MiB.
+    pub budget_bytes: u64,
+}
+
+/// A Redis that many Envoys share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    /// The Envoy cluster that leads to it.
+    pub cluster: String,
+    /// How it is spoken to; its timeout is 10 ms to 5 s. Default: 250 ms, keys that begin with `idem:`.
+    pub settings: Settings,
+    /// How commands get there. Default: the pipe.
+    pub transport: Transport,
+    /// The table in front of it.
+    pub local: Table,
+    /// How long a copy of a finished record is replayed from that table, 1 s to 30 d. Default: 60 s.
+    pub local_ttl: Duration,
 }
 
 impl Config {

@@ -1,10 +1,12 @@
 //! The table of every option, for the README: its defaults are the parser's own.
 
 use super::matching::DEFAULT_METHODS;
+use super::store::{
+    DEFAULT_BUDGET, DEFAULT_ENTRIES, DEFAULT_LOCAL_TTL, DEFAULT_PREFIX, DEFAULT_TIMEOUT,
+};
 use super::unit::{Length, Size};
 use super::validate::{
-    DEFAULT_BUDGET, DEFAULT_ENTRIES, DEFAULT_LEASE, DEFAULT_LIMIT, DEFAULT_REDIRECT_AFTER,
-    DEFAULT_TTL, DEFAULT_UNKNOWN_TTL,
+    DEFAULT_LEASE, DEFAULT_LIMIT, DEFAULT_REDIRECT_AFTER, DEFAULT_TTL, DEFAULT_UNKNOWN_TTL,
 };
 use std::fmt::Write;
 use std::time::Duration;
@@ -44,6 +46,39 @@ fn rows() -> Vec<Row> {
     vec![
         row("store.memory.entries", "records at the most, 64 to 1,048,576", code(DEFAULT_ENTRIES)),
         row("store.memory.budget", "bytes at the most, 1 MiB to 1 GiB", size(DEFAULT_BUDGET)),
+        row("store.redis.cluster", "the Envoy cluster that leads to Redis", "required".to_owned()),
+        row(
+            "store.redis.prefix",
+            "what all keys in Redis begin with, up to 64 bytes, no braces",
+            code(format!("\"{DEFAULT_PREFIX}\"")),
+        ),
+        row(
+            "store.redis.timeout",
+            "10 ms to 5 s: how long a command may take",
+            length(DEFAULT_TIMEOUT),
+        ),
+        row("store.redis.username", "with a `password_env`", "Redis's own `default`".to_owned()),
+        row(
+            "store.redis.password_env",
+            "variable with the password; not with `webdis`",
+            "no login".to_owned(),
+        ),
+        row(
+            "store.redis.transport",
+            "`\"pipe\"`, or `\"webdis\"`: a Webdis server behind `cluster`",
+            code("\"pipe\""),
+        ),
+        row(
+            "store.redis.local.entries",
+            "the table in front of Redis: as `store.memory.entries`",
+            code(DEFAULT_ENTRIES),
+        ),
+        row("store.redis.local.budget", "as `store.memory.budget`", size(DEFAULT_BUDGET)),
+        row(
+            "store.redis.local.ttl",
+            "1 s to 30 d: how long that table replays what is in Redis",
+            length(DEFAULT_LOCAL_TTL),
+        ),
         row(
             "secret_env",
             "variable with a secret of 16 bytes or more: digests become HMAC-SHA-256",
@@ -155,7 +190,8 @@ fn rows() -> Vec<Row> {
         ),
         row(
             "rules[].on_store_error",
-            "`\"refuse\"` (503) or `\"pass\"` (unprotected)",
+            "`\"refuse\"` (503), `\"local\"` (with Redis: this Envoy's memory alone), `\"pass\"` \
+             (unprotected)",
             code("\"refuse\""),
         ),
         row("rules[].execution", "`\"attached\"`", code("\"attached\"")),

@@ -3,6 +3,7 @@
 use super::matching::matching;
 use super::raw::{self, WHOLE};
 use super::select::OFF;
+use super::store::store;
 use super::unit::{Length, Size};
 use super::{Config, ConfigError, Limits, MissingKey, OnStoreError, Ongoing, Rule, StoreConfig};
 use crate::key::{
@@ -17,14 +18,14 @@ use std::time::Duration;
 
 pub(super) type Checked<T> = Result<T, ConfigError>;
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Below a second a retry of a human's click would run again; a month is longer than anybody retries,
 /// and bounds what a store must keep.
-const TTL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(30 * 24 * 3600);
+pub(super) const TTL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(30 * 24 * 3600);
 pub(super) const DEFAULT_TTL: Duration = DAY;
 /// Below a second a busy worker loses its claims; past ten minutes a crash blocks a key for too long.
 const LEASE: RangeInclusive<Duration> = SECOND..=Duration::from_secs(600);
@@ -41,18 +42,10 @@ const REQUEUE_ATTEMPTS: RangeInclusive<u64> = 1..=100;
 /// A body is held in Envoy, copied into the VM and kept in the store: three times this much at once.
 const MOST_BODY: u64 = 8 * 1024 * 1024;
 pub(super) const DEFAULT_LIMIT: u64 = 256 * 1024;
-/// Below, the table is a lottery; above, its empty buckets alone cost a gigabyte.
-const ENTRIES: RangeInclusive<u64> = 64..=1_048_576;
-pub(super) const DEFAULT_ENTRIES: u32 = 16_384;
-const BUDGET: RangeInclusive<u64> = 1024 * 1024..=1024 * 1024 * 1024;
-pub(super) const DEFAULT_BUDGET: u64 = 64 * 1024 * 1024;
 /// Metric names hold it, and Envoy's are not meant to be long.
 const LONGEST_NAME: usize = 64;
 /// RFC 2104 section 3: shorter than the digest weakens it; 128 bits are out of anybody's reach.
 const SHORTEST_SECRET: usize = 16;
-/// A claim asked for past this is not worth having; Redis within a data centre answers in a millisecond.
-const REDIS_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(5);
-
 pub(super) fn fail<T>(path: impl std::fmt::Display, problem: impl Into<String>) -> Checked<T> {
     Err(ConfigError::new(path, problem))
 }
@@ -62,6 +55,7 @@ pub(super) fn config(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Checked<Config> {
     let store = store(raw.store, environment)?;
+    let shared = matches!(store, StoreConfig::Redis(_));
     let secret = raw.secret_env.map(|name| secret(&name, environment)).transpose()?;
     let raw_rules = match raw.rules {
         None => return fail(WHOLE, "missing field `rules`, wanted a list of rules"),
@@ -73,7 +67,7 @@ pub(super) fn config(
     let mut rules: Vec<Rc<Rule>> = Vec::new();
     for (index, raw) in raw_rules.into_iter().enumerate() {
         let path = format!("rules[{index}]");
-        let rule = rule(&path, raw)?;
+        let rule = rule(&path, raw, shared)?;
         if let Some(first) = rules.iter().position(|other| other.name == rule.name) {
             let problem = format!("{:?} is the name of rules[{first}], too", rule.name);
             return fail(format!("{path}.name"), problem);
@@ -83,76 +77,7 @@ pub(super) fn config(
     Ok(Config { store, secret, status_header: raw.status_header, rules })
 }
 
-fn store(
-    raw: Option<raw::Store>,
-    environment: &dyn Fn(&str) -> Option<String>,
-) -> Checked<StoreConfig> {
-    match raw {
-        None => memory("store.memory", &raw::Memory::default()),
-        Some(raw::Store::Memory(raw)) => memory("store.memory", &raw),
-        Some(raw::Store::Redis(raw)) => redis(&raw, environment),
-    }
-}
-
-fn memory(path: &str, raw: &raw::Memory) -> Checked<StoreConfig> {
-    let (entries, budget_bytes) = table(path, raw.entries, raw.budget)?;
-    Ok(StoreConfig::Memory { entries, budget_bytes })
-}
-
-fn table(
-    path: &str,
-    entries: Option<raw::Whole>,
-    budget: Option<raw::Size>,
-) -> Checked<(u32, u64)> {
-    let entries = entries.map_or(u64::from(DEFAULT_ENTRIES), |entries| entries.0);
-    let entries = match u32::try_from(entries) {
-        Ok(number) if ENTRIES.contains(&entries) => number,
-        Ok(_) | Err(_) => {
-            return fail(
-                format!("{path}.entries"),
-                out_of(entries, ENTRIES.start(), ENTRIES.end()),
-            );
-        }
-    };
-    let budget = budget.map_or(DEFAULT_BUDGET, |budget| budget.0);
-    if !BUDGET.contains(&budget) {
-        let problem = out_of(Size(budget), Size(*BUDGET.start()), Size(*BUDGET.end()));
-        return fail(format!("{path}.budget"), problem);
-    }
-    Ok((entries, budget))
-}
-
-/// Checks all of it, so that a configuration that is refused today is refused for this alone.
-fn redis(raw: &raw::Redis, environment: &dyn Fn(&str) -> Option<String>) -> Checked<StoreConfig> {
-    const AT: &str = "store.redis";
-    if raw.cluster.is_empty() {
-        return fail(format!("{AT}.cluster"), "empty, wanted the name of an Envoy cluster");
-    }
-    if raw.prefix.as_ref().is_some_and(|prefix| prefix.len() > 64) {
-        return fail(format!("{AT}.prefix"), "longer than 64 bytes");
-    }
-    if let Some(timeout) = raw.timeout {
-        length(format!("{AT}.timeout"), timeout, &REDIS_TIMEOUT)?;
-    }
-    if raw.username.is_some() && raw.password_env.is_none() {
-        return fail(format!("{AT}.username"), "there is a user and no password_env for it");
-    }
-    if let Some(name) = &raw.password_env
-        && environment(name).is_none_or(|password| password.is_empty())
-    {
-        return fail(format!("{AT}.password_env"), unset(name));
-    }
-    if let Some(local) = &raw.local {
-        table(&format!("{AT}.local"), local.entries, local.budget)?;
-        if let Some(ttl) = local.ttl {
-            length(format!("{AT}.local.ttl"), ttl, &TTL)?;
-        }
-    }
-    let transport = if raw.transport == raw::Transport::Webdis { " (webdis)" } else { "" };
-    fail(AT, format!("not supported yet{transport}"))
-}
-
-fn unset(name: &str) -> String {
+pub(super) fn unset(name: &str) -> String {
     format!(
         "the environment variable {name:?} is not set or empty; hand it to the module by \
          vm_config.environment_variables"
@@ -170,7 +95,7 @@ fn secret(name: &str, environment: &dyn Fn(&str) -> Option<String>) -> Checked<S
     }
 }
 
-fn rule(path: &str, mut raw: raw::Rule) -> Checked<Rule> {
+fn rule(path: &str, mut raw: raw::Rule, shared: bool) -> Checked<Rule> {
     name(path, &raw.name)?;
     let matching = matching(path, std::mem::take(&mut raw.matching))?;
     let captures: &[String] = matching.path.as_ref().map_or(&[], PathTemplate::names);
@@ -202,6 +127,7 @@ fn rule(path: &str, mut raw: raw::Rule) -> Checked<Rule> {
     let on_store_error = match raw.on_store_error {
         raw::OnStoreError::Refuse => OnStoreError::Refuse,
         raw::OnStoreError::Pass => OnStoreError::Pass,
+        raw::OnStoreError::Local if shared => OnStoreError::Local,
         raw::OnStoreError::Local => {
             let problem =
                 "\"local\" needs store.redis: without it, this Envoy's memory is the store";
@@ -488,14 +414,18 @@ fn limits(path: &str, raw: &raw::Limits) -> Checked<Limits> {
     })
 }
 
-fn length(path: String, raw: raw::Length, bounds: &RangeInclusive<Duration>) -> Checked<Duration> {
+pub(super) fn length(
+    path: String,
+    raw: raw::Length,
+    bounds: &RangeInclusive<Duration>,
+) -> Checked<Duration> {
     if bounds.contains(&raw.0) {
         return Ok(raw.0);
     }
     fail(path, out_of(Length(raw.0), Length(*bounds.start()), Length(*bounds.end())))
 }
 
-fn out_of(
+pub(super) fn out_of(
     found: impl std::fmt::Display,
     least: impl std::fmt::Display,
     most: impl std::fmt::Display,

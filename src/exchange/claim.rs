@@ -1,6 +1,6 @@
 //! The right to execute, as a value that is used up.
 
-use super::{Context, Order, Question};
+use super::{Context, Order, Question, Whom};
 use crate::key::Key;
 use crate::record::{Kept, Token};
 use crate::store::Command;
@@ -15,6 +15,7 @@ const HEARTBEATS_PER_LEASE: u32 = 3;
 /// can end it twice.
 #[derive(Debug)]
 pub(super) struct Claim {
+    whom: Whom,
     key: Key,
     token: Token,
     lease: Duration,
@@ -30,10 +31,17 @@ struct Heartbeat {
 }
 
 impl Claim {
-    /// A claim that was asked for at `asked_at`: the store counted the lease from then or later, so
+    /// A claim that `whom` gave, and that was asked for at `asked_at`: the store counted the lease from then or later, so
     /// what is believed here ends no later than what is true there.
-    pub(super) fn new(key: Key, token: Token, lease: Duration, asked_at: Timestamp) -> Self {
+    pub(super) fn new(
+        whom: Whom,
+        key: Key,
+        token: Token,
+        lease: Duration,
+        asked_at: Timestamp,
+    ) -> Self {
         Self {
+            whom,
             key,
             token,
             lease,
@@ -45,6 +53,11 @@ impl Claim {
 
     pub(super) fn key(&self) -> Key {
         self.key
+    }
+
+    /// Who keeps it.
+    pub(super) fn whom(&self) -> Whom {
+        self.whom
     }
 
     /// Until when the claim lives for sure.
@@ -63,7 +76,7 @@ impl Claim {
             return None;
         }
         let command = Command::Extend { key: self.key, token: self.token, lease: self.lease };
-        let (question, order) = context.ask(command);
+        let (question, order) = context.ask(self.whom, command);
         self.heartbeat = Some(Heartbeat { question, asked_at: now });
         self.heartbeat_at = now.after(self.lease / HEARTBEATS_PER_LEASE);
         Some(order)

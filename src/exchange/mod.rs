@@ -109,6 +109,8 @@ pub enum Input<'a> {
 pub enum Order {
     /// Ask the store; answer with `StoreReplied` under the same number.
     Ask(Question, Command),
+    /// Ask this Envoy's memory alone, whatever the store is; answer in the same way.
+    AskHere(Question, Command),
     /// Answer the client in the origin's place.
     Answer(LocalReply),
     /// Set a request header, whatever it was. The request's headers are still held.
@@ -248,6 +250,15 @@ impl Exchange {
     }
 }
 
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    /// The store that the configuration names.
+    Store,
+    /// This Envoy's memory: the store has failed, and the rule says `local`.
+    Here,
+}
+
 /// What every state shares.
 #[derive(Debug)]
 struct Context {
@@ -257,10 +268,14 @@ struct Context {
 }
 
 impl Context {
-    fn ask(&mut self, command: Command) -> (Question, Order) {
+    fn ask(&mut self, whom: Whom, command: Command) -> (Question, Order) {
         self.asked = self.asked.wrapping_add(1);
         let question = Question(self.asked);
-        (question, Order::Ask(question, command))
+        let order = match whom {
+            Whom::Store => Order::Ask(question, command),
+            Whom::Here => Order::AskHere(question, command),
+        };
+        (question, order)
     }
 }
 
@@ -403,7 +418,11 @@ impl Then {
     fn in_shadow(mut self) -> Self {
         self.flow = Flow::Continue;
         self.orders.retain(|order| match order {
-            Order::Ask(..) | Order::Report(..) | Order::Count(_) | Order::Log(..) => true,
+            Order::Ask(..)
+            | Order::AskHere(..)
+            | Order::Report(..)
+            | Order::Count(_)
+            | Order::Log(..) => true,
             Order::Answer(_)
             | Order::SetRequestHeader(..)
             | Order::RemoveRequestHeader(_)

@@ -4,7 +4,7 @@ use super::claim::Claim;
 use super::decide::{self, Meeting, RETRY_AFTER_SECONDS};
 use super::origin::AwaitOrigin;
 use super::settle::{self, Rest};
-use super::{Context, Flow, Input, Order, Question, State, Then, report};
+use super::{Context, Flow, Input, Order, Question, State, Then, Whom, report};
 use crate::config::{OnStoreError, Ongoing, Rule};
 use crate::key::{Fingerprint, Key};
 use crate::store::{Command, Reply, StoreError};
@@ -44,6 +44,7 @@ pub(super) struct AwaitClaim {
     pending: Pending,
     question: Question,
     asked_at: Timestamp,
+    whom: Whom,
     watching: bool,
     /// A wake-up came while the question was under way: its reply may be older than the wake-up.
     woken: bool,
@@ -71,6 +72,7 @@ pub(super) struct Queued {
 #[derive(Debug)]
 pub(super) struct Disowned {
     rule: Rc<Rule>,
+    whom: Whom,
     key: Key,
     question: Question,
     give_up_at: Timestamp,
@@ -94,15 +96,26 @@ pub(super) fn ask(context: &mut Context, pending: Pending, now: Timestamp) -> Th
 }
 
 fn ask_again(context: &mut Context, pending: Pending, now: Timestamp, watching: bool) -> Then {
-    let (question, order) = context.ask(Command::Claim {
+    ask_whom(context, Whom::Store, pending, now, watching)
+}
+
+fn ask_whom(
+    context: &mut Context,
+    whom: Whom,
+    pending: Pending,
+    now: Timestamp,
+    watching: bool,
+) -> Then {
+    let command = Command::Claim {
         key: pending.key,
         token: context.token,
         fingerprint: pending.fingerprint,
         lease: pending.rule.lease,
         unknown_for: pending.rule.unknown_ttl,
         watch: watching,
-    });
-    let state = AwaitClaim { pending, question, asked_at: now, watching, woken: false };
+    };
+    let (question, order) = context.ask(whom, command);
+    let state = AwaitClaim { pending, question, asked_at: now, whom, watching, woken: false };
     Then::new(State::AwaitClaim(state), Flow::Hold).order(order)
 }
 
@@ -155,7 +168,7 @@ impl AwaitClaim {
                     "{} {}: the claim came after its lease was over",
                     self.pending.rule.name, self.pending.key
                 );
-                self.store_failed(context).order(Order::Log(Level::Warn, said))
+                self.store_failed(context, true, now).order(Order::Log(Level::Warn, said))
             }
             Ok(Reply::Claimed { attempt }) => {
                 let orders = self.unwatch();
@@ -176,11 +189,12 @@ impl AwaitClaim {
                     "{} {}: unreachable: a claim got {reply:?}",
                     self.pending.rule.name, self.pending.key
                 );
-                self.store_failed(context).order(Order::Log(Level::Error, said))
+                self.store_failed(context, true, now).order(Order::Log(Level::Error, said))
             }
             Err(error) => {
                 let said = format!("{} {}: {error}", self.pending.rule.name, self.pending.key);
-                self.store_failed(context).order(Order::Log(Level::Warn, said))
+                let may_be_claimed = matches!(error, StoreError::Unanswered(_));
+                self.store_failed(context, may_be_claimed, now).order(Order::Log(Level::Warn, said))
             }
         }
     }
@@ -188,7 +202,7 @@ impl AwaitClaim {
     /// Row 8: it is ours to run.
     fn run(self, context: &mut Context, attempt: u32) -> Then {
         let Pending { rule, key, .. } = self.pending;
-        let claim = Claim::new(key, context.token, rule.lease, self.asked_at);
+        let claim = Claim::new(self.whom, key, context.token, rule.lease, self.asked_at);
         let mut then =
             Then::new(State::AwaitOrigin(AwaitOrigin::new(rule.clone(), claim)), Flow::Continue)
                 .order(report(&rule, Outcome::Executed))
@@ -258,25 +272,39 @@ impl AwaitClaim {
         reject(context, &self.pending, first_seen).after(self.unwatch())
     }
 
-    /// Row 15. The claim may have been made all the same, its reply lost: it lapses by itself, and
-    /// the key is unknown then, which is the truth if this request passes unprotected.
-    fn store_failed(self, context: &Context) -> Then {
-        let rule = &self.pending.rule;
-        let then = match rule.on_store_error {
-            OnStoreError::Pass => context.pass(rule, Outcome::StoreError),
-            OnStoreError::Refuse | OnStoreError::Local => {
-                let reply = decide::store_unavailable(rule).into_reply();
-                context.answer(rule, Outcome::StoreError, reply)
+    /// Row 15.
+    fn store_failed(self, context: &mut Context, may_be_claimed: bool, now: Timestamp) -> Then {
+        let rule = self.pending.rule.clone();
+        match rule.on_store_error {
+            // A claim that was made all the same lapses by itself, and the key is unknown then: the truth,
+            // for this request passes unprotected.
+            OnStoreError::Pass => context.pass(&rule, Outcome::StoreError).after(self.unwatch()),
+            OnStoreError::Local if self.whom == Whom::Store => {
+                ask_whom(context, Whom::Here, self.pending, now, self.watching)
+                    .order(Order::Count(Counter::LocalFallbacks))
             }
-        };
-        then.after(self.unwatch())
+            OnStoreError::Refuse | OnStoreError::Local => {
+                let reply = decide::store_unavailable(&rule).into_reply();
+                let answer =
+                    context.answer(&rule, Outcome::StoreError, reply).after(self.unwatch());
+                if may_be_claimed && self.whom == Whom::Store {
+                    // Nothing has run: without this, the key would be in doubt for nothing.
+                    let give_up_at = self.asked_at.after(rule.lease);
+                    settle::take_back(context, rule, self.pending.key, give_up_at)
+                        .after(answer.orders)
+                } else {
+                    answer
+                }
+            }
+        }
     }
 
     fn disown(self, rest: Rest) -> Then {
         let orders = self.unwatch();
         let Pending { rule, key, .. } = self.pending;
         let give_up_at = self.asked_at.after(rule.lease);
-        let state = Disowned { rule, key, question: self.question, give_up_at, rest };
+        let (whom, question) = (self.whom, self.question);
+        let state = Disowned { rule, whom, key, question, give_up_at, rest };
         Then::new(State::Disowned(state), Flow::Continue).after(orders)
     }
 
@@ -382,7 +410,8 @@ impl Disowned {
                 // nothing.
                 Ok(Reply::Claimed { .. } | Reply::Done | Reply::NotOwner) | Err(_) => {
                     let command = Command::Release { key: self.key, token: context.token };
-                    settle::settle_command(context, self.rule, command, self.give_up_at, self.rest)
+                    let Self { rule, whom, give_up_at, rest, .. } = self;
+                    settle::settle_command(context, rule, whom, command, give_up_at, rest)
                 }
             },
             Input::StreamEnded => {

@@ -1,8 +1,9 @@
 //! The end of a claim on its way into the store, and what follows when it does not arrive.
 
 use super::claim::Claim;
-use super::{Context, Flow, Input, Order, Passing, Question, State, Then};
+use super::{Context, Flow, Input, Order, Passing, Question, State, Then, Whom};
 use crate::config::Rule;
+use crate::key::Key;
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::Counter;
 use crate::time::Timestamp;
@@ -21,6 +22,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Settling {
     rule: Rc<Rule>,
+    whom: Whom,
     command: Command,
     /// The try in flight, or the time of the next.
     attempt: Attempt,
@@ -62,21 +64,45 @@ pub(super) fn settle(
     end: impl FnOnce(Claim) -> Command,
     rest: Rest,
 ) -> Then {
-    let give_up_at = claim.lease_until();
-    settle_command(context, rule, end(claim), give_up_at, rest)
+    let (whom, give_up_at) = (claim.whom(), claim.lease_until());
+    settle_command(context, rule, whom, end(claim), give_up_at, rest)
+}
+
+/// Gives back what the store may have given although it failed: nothing has run. The client has its
+/// answer already, or goes its own way.
+pub(super) fn take_back(
+    context: &mut Context,
+    rule: Rc<Rule>,
+    key: Key,
+    give_up_at: Timestamp,
+) -> Then {
+    let command = Command::Release { key, token: context.token };
+    let (question, order) = context.ask(Whom::Store, command.clone());
+    let settling = Settling {
+        rule,
+        whom: Whom::Store,
+        command,
+        attempt: Attempt::InFlight(question),
+        give_up_at,
+        failed: true,
+        stream_over: false,
+    };
+    Then::new(State::Settling(settling), Flow::Hold).order(order)
 }
 
 /// Sends `command`, which ends a claim that lives until `give_up_at` for sure.
 pub(super) fn settle_command(
     context: &mut Context,
     rule: Rc<Rule>,
+    whom: Whom,
     command: Command,
     give_up_at: Timestamp,
     rest: Rest,
 ) -> Then {
-    let (question, order) = context.ask(command.clone());
+    let (question, order) = context.ask(whom, command.clone());
     let settling = Settling {
         rule,
+        whom,
         command,
         attempt: Attempt::InFlight(question),
         give_up_at,
@@ -176,7 +202,7 @@ impl Settling {
     fn retry(mut self, context: &mut Context, now: Timestamp) -> Then {
         match self.attempt {
             Attempt::At(time) if time <= now && now < self.give_up_at => {
-                let (question, order) = context.ask(self.command.clone());
+                let (question, order) = context.ask(self.whom, self.command.clone());
                 self.attempt = Attempt::InFlight(question);
                 Then::new(State::Settling(self), Flow::Continue).order(order)
             }

@@ -53,7 +53,13 @@ impl Direction {
     }
 }
 
+/// `proxy_buffer_type_t`, beyond the two bodies.
+const CALL_RESPONSE_BODY: u32 = 4;
+const GRPC_MESSAGE: u32 = 5;
 const PLUGIN_CONFIGURATION: u32 = 7;
+
+/// `proxy_map_type_t`, beyond the two directions' headers.
+const CALL_RESPONSE_HEADERS: u32 = 6;
 
 /// `proxy_metric_type_t`.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +79,20 @@ unsafe extern "C" {
         data: *mut *mut u8,
         size: *mut usize,
     ) -> u32;
+    fn proxy_set_buffer_bytes(
+        kind: u32,
+        start: usize,
+        size: usize,
+        data: *const u8,
+        data_size: usize,
+    ) -> u32;
+    fn proxy_grpc_send(
+        token: u32,
+        message: *const u8,
+        message_size: usize,
+        end_of_stream: i32,
+    ) -> u32;
+    fn proxy_grpc_cancel(token: u32) -> u32;
     fn proxy_get_header_map_pairs(kind: u32, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_replace_header_map_value(
         kind: u32,
@@ -167,6 +187,50 @@ pub(super) fn body(direction: Direction, start: usize, size: usize) -> Vec<u8> {
     buffer(direction.body(), start, size)
 }
 
+/// Puts these bytes in the place of `size` bytes of a body from `start`. Only in that direction's body
+/// callback.
+pub(super) fn replace_body(
+    direction: Direction,
+    start: usize,
+    size: usize,
+    bytes: &[u8],
+) -> Result<(), Failure> {
+    // SAFETY: the host reads bytes that outlive the call.
+    checked(unsafe {
+        proxy_set_buffer_bytes(direction.body(), start, size, bytes.as_ptr(), bytes.len())
+    })
+}
+
+/// The message of a gRPC stream that has just come. Only in its callback.
+pub(super) fn grpc_message(size: usize) -> Vec<u8> {
+    buffer(GRPC_MESSAGE, 0, size)
+}
+
+/// The body of an HTTP call's response. Only in its callback.
+pub(super) fn call_response_body(size: usize) -> Vec<u8> {
+    buffer(CALL_RESPONSE_BODY, 0, size)
+}
+
+/// The status of an HTTP call's response; 0 if there is none. Only in its callback.
+pub(super) fn call_response_status() -> u16 {
+    let pairs = header_map(CALL_RESPONSE_HEADERS).unwrap_or_default();
+    let status = pairs.iter().find(|(name, _)| name == b":status");
+    let status = status.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
+    status.unwrap_or(0)
+}
+
+/// Sends a message on a gRPC stream of the effective context.
+pub(super) fn grpc_send(token: u32, message: &[u8]) -> Result<(), Failure> {
+    // SAFETY: the host reads bytes that outlive the call. 0: more may follow.
+    checked(unsafe { proxy_grpc_send(token, message.as_ptr(), message.len(), 0) })
+}
+
+/// Ends a gRPC stream of the effective context at once, without a word.
+pub(super) fn grpc_cancel(token: u32) -> Result<(), Failure> {
+    // SAFETY: takes a number.
+    checked(unsafe { proxy_grpc_cancel(token) })
+}
+
 /// The plugin's configuration.
 pub(super) fn plugin_configuration(size: usize) -> Vec<u8> {
     buffer(PLUGIN_CONFIGURATION, 0, size)
@@ -182,10 +246,12 @@ fn buffer(kind: u32, start: usize, size: usize) -> Vec<u8> {
 /// All headers, in order. `None` if the host's answer cannot be read: the request must not be taken
 /// for one without headers, which no rule protects.
 pub(super) fn headers(direction: Direction) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    header_map(direction.header_map())
+}
+
+fn header_map(kind: u32) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
     // SAFETY: `received` passes two places of ours.
-    let bytes = received(|data, size| unsafe {
-        proxy_get_header_map_pairs(direction.header_map(), data, size)
-    });
+    let bytes = received(|data, size| unsafe { proxy_get_header_map_pairs(kind, data, size) });
     parse_pairs(&bytes.ok()?.unwrap_or_default())
 }
 

@@ -15,6 +15,7 @@ pub(super) struct Metrics {
     operations: HashMap<(Operation, OperationResult), u32>,
     others: HashMap<Counter, u32>,
     waiters: Option<u32>,
+    pipes: Option<u32>,
 }
 
 impl Metrics {
@@ -43,11 +44,17 @@ impl Metrics {
                     Some(((operation, result), id))
                 })
                 .collect(),
-            others: [Counter::Evictions, Counter::RecordWriteFailures, Counter::Takeovers]
-                .into_iter()
-                .filter_map(|other| counter(&other).ok().map(|id| (other, id)))
-                .collect(),
+            others: [
+                Counter::Evictions,
+                Counter::RecordWriteFailures,
+                Counter::Takeovers,
+                Counter::LocalFallbacks,
+            ]
+            .into_iter()
+            .filter_map(|other| counter(&other).ok().map(|id| (other, id)))
+            .collect(),
             waiters: abi::define_metric(MetricType::Gauge, Gauge::Waiters.name()).ok(),
+            pipes: abi::define_metric(MetricType::Gauge, Gauge::Pipes.name()).ok(),
         }
     }
 
@@ -91,6 +98,13 @@ impl Metrics {
     /// A request began (+1) or ceased (-1) to wait.
     pub(super) fn waiting(&self, change: i64) {
         add(self.waiters, change);
+    }
+}
+
+impl Metrics {
+    /// A connection to Redis began (+1) or ended (-1).
+    pub(super) fn pipe(&self, change: i64) {
+        add(self.pipes, change);
     }
 }
 

@@ -2,78 +2,144 @@
 
 mod abi;
 mod alarms;
+mod backend;
+mod bridge;
+mod lines;
 mod metrics;
 mod store;
 mod tokens;
 mod waiters;
 mod worker;
 
-use crate::config::{Config, StoreConfig};
+use crate::config::{Config, Redis, StoreConfig, Table};
 use crate::exchange::Flow;
+use crate::store::redis::Client;
 use crate::store::shared_data::{Capacity, MemoryStore};
+use crate::store::tiers::Tiers;
 use abi::Direction;
+use backend::Backend;
+use bridge::Bridge;
+use lines::Lines;
 use metrics::Metrics;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType, LogLevel};
 use std::cell::RefCell;
 use std::rc::Rc;
 use store::EnvoySharedData;
+use tokens::Tokens;
 use worker::Worker;
 
 /// The `root_id` under which Envoy finds the filter.
 const FILTER_ROOT_ID: &str = "idempotency";
+
+/// The `root_id` under which Envoy finds the bridge of the Redis cluster.
+const BRIDGE_ROOT_ID: &str = "redis_bridge";
 
 // Envoy calls this once a VM, before anything else.
 #[allow(unsafe_code)]
 mod start {
     proxy_wasm::main! {{
         proxy_wasm::set_log_level(super::LogLevel::Info);
-        proxy_wasm::set_root_context(|_| Box::new(super::Root::default()));
+        proxy_wasm::set_root_context(|id| Box::new(super::Root { id, role: super::Role::None }));
     }}
 }
 
-/// The filter in one worker, until its configuration is replaced.
-#[derive(Default)]
+/// One plugin in one worker, until its configuration is replaced.
 struct Root {
-    worker: Option<Rc<RefCell<Worker>>>,
+    id: u32,
+    role: Role,
+}
+
+/// Which plugin it is.
+enum Role {
+    /// Not configured yet, or refused.
+    None,
+    /// The filter.
+    Filter(Rc<RefCell<Worker>>),
+    /// The bridge, which keeps nothing beyond a stream.
+    Bridge,
 }
 
 impl Root {
-    fn configured(size: usize) -> Result<Worker, String> {
+    fn configured(&self, size: usize) -> Result<Role, String> {
         let root_id = abi::property(&["plugin_root_id"]).unwrap_or_default();
+        if root_id == BRIDGE_ROOT_ID.as_bytes() {
+            return Ok(Role::Bridge);
+        }
         if root_id != FILTER_ROOT_ID.as_bytes() {
             let found = String::from_utf8_lossy(&root_id).into_owned();
-            return Err(format!("root_id: {found:?}, wanted {FILTER_ROOT_ID:?}"));
+            return Err(format!(
+                "root_id: {found:?}, wanted {FILTER_ROOT_ID:?} or, in the Redis cluster, \
+                 {BRIDGE_ROOT_ID:?}"
+            ));
         }
         let environment = |name: &str| std::env::var(name).ok();
         let config = Config::load(&abi::plugin_configuration(size), &environment)
             .map_err(|error| error.to_string())?;
         let plugin = abi::property(&["plugin_name"]).unwrap_or_default();
-        let StoreConfig::Memory { entries, budget_bytes } = config.store;
-        let capacity = Capacity { entries, budget_bytes, largest_answer: config.largest_answer() };
-        let store = MemoryStore::open(EnvoySharedData, &String::from_utf8_lossy(&plugin), capacity)
-            .map_err(|error| format!("store.memory: {error}"))?;
+        let mut tokens = Tokens::default();
+        let store = self.store(&config, &String::from_utf8_lossy(&plugin), &mut tokens)?;
         let metrics = Metrics::define(&config);
-        let prefix = store.prefix().to_owned();
-        Ok(Worker::new(Rc::new(config), store, metrics, &prefix))
+        let worker = Worker::new(Rc::new(config), store, metrics, tokens);
+        Ok(Role::Filter(Rc::new(RefCell::new(worker))))
+    }
+
+    fn store(&self, config: &Config, plugin: &str, tokens: &mut Tokens) -> Result<Backend, String> {
+        let open = |at: &str, name: &str, table: &Table| {
+            let Table { entries, budget_bytes } = *table;
+            let largest_answer = config.largest_answer();
+            let capacity = Capacity { entries, budget_bytes, largest_answer };
+            MemoryStore::open(EnvoySharedData, name, capacity)
+                .map_err(|error| format!("{at}: {error}"))
+        };
+        match &config.store {
+            StoreConfig::Memory(table) => Ok(Backend::Memory(open("store.memory", plugin, table)?)),
+            StoreConfig::Redis(redis) => {
+                let Redis { cluster, settings, transport, local, local_ttl } = redis;
+                // What is known of one Redis says nothing about another.
+                let name = format!("{plugin}/{cluster}/{}", settings.prefix);
+                let table = open("store.redis.local", &name, local)?;
+                let tiers = Tiers::new(table, *local_ttl, settings.timeout);
+                let [a, b, c, d, e, f, g, h, ..] = tokens.next().0;
+                let seed = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+                let client = Client::new(settings, *transport, seed);
+                let lines = Lines::new(self.id, cluster.clone());
+                Ok(Backend::Redis(Box::new(backend::Redis::new(tiers, client, lines))))
+            }
+        }
     }
 
     fn with(&self, act: impl FnOnce(&mut Worker)) {
-        match self.worker.as_ref().map(|worker| worker.try_borrow_mut()) {
-            Some(Ok(mut worker)) => act(&mut worker),
-            Some(Err(_)) => log::error!("unreachable: Envoy called back into a host call"),
-            None => {}
+        let Role::Filter(worker) = &self.role else { return };
+        match worker.try_borrow_mut() {
+            Ok(mut worker) => {
+                act(&mut worker);
+                worker.flush();
+            }
+            Err(_) => log::error!("unreachable: Envoy called back into a host call"),
         }
     }
 }
 
-impl Context for Root {}
+impl Context for Root {
+    fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
+        self.with(|worker| worker.grpc_message(token, size));
+    }
+
+    fn on_grpc_stream_close(&mut self, token: u32, _: u32) {
+        self.with(|worker| worker.grpc_closed(token));
+    }
+
+    fn on_http_call_response(&mut self, token: u32, _: usize, size: usize, _: usize) {
+        self.with(|worker| worker.call_answered(token, size));
+    }
+}
 
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
-        match Self::configured(size) {
-            Ok(worker) => {
-                self.worker = Some(Rc::new(RefCell::new(worker)));
+        match self.configured(size) {
+            Ok(role) => {
+                self.role = role;
                 true
             }
             Err(error) => {
@@ -92,7 +158,11 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Handle { id, worker: self.worker.clone() }))
+        Some(match &self.role {
+            Role::Filter(worker) => Box::new(Handle { id, worker: Some(worker.clone()) }),
+            Role::Bridge => Box::new(Bridge::default()),
+            Role::None => Box::new(Handle { id, worker: None }),
+        })
     }
 
     fn get_type(&self) -> Option<ContextType> {
@@ -109,7 +179,11 @@ struct Handle {
 impl Handle {
     fn with(&self, act: impl FnOnce(&mut Worker, u32) -> Flow) -> Action {
         let flow = match self.worker.as_ref().map(|worker| worker.try_borrow_mut()) {
-            Some(Ok(mut worker)) => act(&mut worker, self.id),
+            Some(Ok(mut worker)) => {
+                let flow = act(&mut worker, self.id);
+                worker.flush();
+                flow
+            }
             // Envoy does not call back into host calls; a request nobody checks stays where it is.
             Some(Err(_)) | None => Flow::Hold,
         };

@@ -1,7 +1,8 @@
 //! Who waits for a key in this worker, and how word gets to the other workers.
 //!
 //! Every worker that ever had a waiter owns a queue; the queues' numbers stand in shared data. Who
-//! ends a claim that somebody waits for puts the key into every queue, and Envoy wakes the workers.
+//! ends a claim that somebody waits for puts the key into every queue, and Envoy wakes the workers. An
+//! empty message is a worker's to itself: it asks for a callback of the root context.
 
 use super::abi;
 use crate::key::Key;
@@ -65,6 +66,24 @@ impl Waiters {
         }
     }
 
+    /// Who waits for this key, in the order they came.
+    pub(super) fn of(&self, key: Key) -> Vec<u32> {
+        self.by_key.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Has Envoy call this worker's root context back, as soon as it is out of what it does.
+    pub(super) fn call_back(&mut self) {
+        // Without a queue, the next tick does it.
+        if let Some(queue) = self.own_queue() {
+            let _ = abi::enqueue(queue, &[]);
+        }
+    }
+
+    fn own_queue(&mut self) -> Option<u32> {
+        self.queue = self.queue.or_else(|| abi::register_queue(&self.queue_name).ok());
+        self.queue
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }
@@ -104,11 +123,10 @@ impl Waiters {
         if self.shown_at.is_some_and(|shown| now < shown.after(SIGN_OF_LIFE)) {
             return;
         }
-        let Some(queue) = self.queue.or_else(|| abi::register_queue(&self.queue_name).ok()) else {
+        let Some(queue) = self.own_queue() else {
             log::error!("no shared queue to be had: waiters are woken by time alone");
             return;
         };
-        self.queue = Some(queue);
         for _ in 0..TRIES {
             let (list, cas) = abi::shared_data(&self.list);
             let list = with(&list.unwrap_or_default(), queue, now);

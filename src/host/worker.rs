@@ -2,15 +2,18 @@
 
 use super::abi::{self, Direction};
 use super::alarms::Alarms;
+use super::backend::{Asked, Asker, Backend};
+use super::lines::Did;
 use super::metrics::Metrics;
-use super::store::{EnvoySharedData, now};
+use super::store::now;
 use super::tokens::Tokens;
 use super::waiters::Waiters;
 use crate::config::Config;
 use crate::exchange::{Exchange, Flow, Input, Order, Question};
-use crate::key::Attributes;
+use crate::key::{Attributes, Key};
 use crate::reply::{Code, LocalReply, Problem};
-use crate::store::shared_data::MemoryStore;
+use crate::store::redis::{Event, Line};
+use crate::store::shared_data::{Executed, INSERT};
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::FILTER_STATE;
 use crate::time::Timestamp;
@@ -27,15 +30,22 @@ const SHORT_TICK: Duration = Duration::from_millis(20);
 /// due three times in it.
 const LONG_TICK: Duration = Duration::from_millis(100);
 
+/// The status of a call that Envoy would not make, as if it had found no connection.
+const NO_CONNECTION: u16 = 503;
+
 /// One worker's part of one filter.
 #[derive(Debug)]
 pub(super) struct Worker {
     config: Rc<Config>,
-    store: MemoryStore<EnvoySharedData>,
+    store: Backend,
     tokens: Tokens,
     metrics: Metrics,
     waiters: Waiters,
     streams: HashMap<u32, Stream>,
+    /// Answers of the store that their streams have not been fed yet.
+    settled: VecDeque<(Asker, Result<Reply, StoreError>)>,
+    /// Keys whose claim has ended elsewhere.
+    ended: VecDeque<Key>,
     alarms: Alarms,
     /// Streams whose body may be kept back, with the bytes that Envoy had received at the headers.
     probes: HashMap<u32, Vec<u8>>,
@@ -69,12 +79,11 @@ impl Attributes for EnvoyAttributes {
 impl Worker {
     pub(super) fn new(
         config: Rc<Config>,
-        store: MemoryStore<EnvoySharedData>,
+        store: Backend,
         metrics: Metrics,
-        prefix: &str,
+        mut tokens: Tokens,
     ) -> Self {
-        let mut tokens = Tokens::default();
-        let waiters = Waiters::new(prefix, &tokens.next().0);
+        let waiters = Waiters::new(store.prefix(), &tokens.next().0);
         Self {
             config,
             store,
@@ -82,6 +91,8 @@ impl Worker {
             metrics,
             waiters,
             streams: HashMap::new(),
+            settled: VecDeque::new(),
+            ended: VecDeque::new(),
             alarms: Alarms::default(),
             probes: HashMap::new(),
             bodies_come: false,
@@ -166,13 +177,58 @@ impl Worker {
     }
 
     pub(super) fn queue_ready(&mut self, queue: u32) {
+        self.as_root();
         for id in self.waiters.woken(queue) {
             self.come_back(id, Input::Woken);
+        }
+        self.deliver();
+    }
+
+    /// A message of a stream to Redis.
+    pub(super) fn grpc_message(&mut self, token: u32, size: usize) {
+        let Some(redis) = self.store.redis() else { return };
+        let Some(line) = redis.lines.line(token) else { return };
+        let events = redis.client.received(line, &abi::grpc_message(size), now());
+        self.perform(events);
+        self.deliver();
+    }
+
+    /// A stream to Redis has ended.
+    pub(super) fn grpc_closed(&mut self, token: u32) {
+        let Some(redis) = self.store.redis() else { return };
+        let Some(line) = redis.lines.forget(token) else { return };
+        self.metrics.pipe(-1);
+        self.line_closed(line);
+        self.deliver();
+    }
+
+    /// An HTTP call to Webdis has its response.
+    pub(super) fn call_answered(&mut self, token: u32, size: usize) {
+        let Some(redis) = self.store.redis() else { return };
+        let Some(ticket) = redis.lines.called(token) else { return };
+        let (status, body) = (abi::call_response_status(), abi::call_response_body(size));
+        let events = redis.client.called(ticket, status, &body, now());
+        self.perform(events);
+        self.as_root();
+        self.deliver();
+    }
+
+    /// Sends what the callback that ends now has written. Its context is not the effective one then.
+    pub(super) fn flush(&mut self) {
+        if let Some(redis) = self.store.redis() {
+            redis.lines.flush();
         }
     }
 
     pub(super) fn tick(&mut self) {
         let now = now();
+        self.as_root();
+        if let Some(redis) = self.store.redis() {
+            let events = redis.client.tick(now);
+            self.perform(events);
+            self.as_root();
+        }
+        self.deliver();
         self.waiters.keep_alive(now);
         for id in self.alarms.due(now) {
             self.come_back(id, Input::Tick);
@@ -180,7 +236,8 @@ impl Worker {
         for id in self.blocked() {
             self.come_back(id, Input::BodyBlocked);
         }
-        let quiet = self.streams.is_empty() && self.waiters.is_empty();
+        let quiet =
+            self.streams.is_empty() && self.waiters.is_empty() && self.store.alarm().is_none();
         let tick = if quiet { Duration::ZERO } else { self.due_tick(now) };
         self.set_tick(tick);
     }
@@ -224,13 +281,12 @@ impl Worker {
         else {
             return Flow::Continue;
         };
-        let mut replies = VecDeque::new();
         let mut input = input;
         let flow = loop {
             let step = exchange.handle(input, now);
             exchange = step.next;
-            self.carry_out(id, step.orders, now, &mut replies);
-            let Some((question, reply)) = replies.pop_front() else { break step.flow };
+            self.carry_out(id, step.orders, now);
+            let Some((question, reply)) = self.settled_for(id) else { break step.flow };
             input = Input::StoreReplied { question, reply };
         };
         self.alarms.set(id, exchange.alarm());
@@ -250,17 +306,15 @@ impl Worker {
         }
     }
 
-    fn carry_out(
-        &mut self,
-        id: u32,
-        orders: Vec<Order>,
-        now: Timestamp,
-        replies: &mut VecDeque<(Question, Result<Reply, StoreError>)>,
-    ) {
+    fn carry_out(&mut self, id: u32, orders: Vec<Order>, now: Timestamp) {
         for order in orders {
             match order {
                 Order::Ask(question, command) => {
-                    replies.push_back((question, self.ask(&command, now)));
+                    self.ask(Asker { stream: id, question }, command, now);
+                }
+                Order::AskHere(question, command) => {
+                    let executed = self.store.ask_here(&command, now);
+                    self.executed(Asker { stream: id, question }, &command, executed);
                 }
                 Order::Answer(reply) => answer(&reply),
                 Order::SetRequestHeader(name, value) => {
@@ -282,10 +336,18 @@ impl Worker {
                 Order::Watch(key) => {
                     self.metrics.waiting(1);
                     self.waiters.watch(key, id, now);
+                    if let Some(redis) = self.store.redis() {
+                        let events = redis.client.watch(key, now);
+                        self.perform(events);
+                    }
                 }
                 Order::Unwatch(key) => {
                     self.metrics.waiting(-1);
                     self.waiters.unwatch(key, id);
+                    if let Some(redis) = self.store.redis() {
+                        let events = redis.client.unwatch(key, now);
+                        self.perform(events);
+                    }
                 }
                 Order::Report(rule, report) => {
                     self.metrics.request(&rule, report);
@@ -298,16 +360,120 @@ impl Worker {
         }
     }
 
-    fn ask(&mut self, command: &Command, now: Timestamp) -> Result<Reply, StoreError> {
-        let reply = self.store.execute(command, now).map(|executed| {
-            self.metrics.evicted(executed.evicted);
-            if executed.wake {
-                self.waiters.broadcast(command.key());
-            }
+    fn ask(&mut self, asker: Asker, command: Command, now: Timestamp) {
+        match self.store.ask(asker, command, now) {
+            Asked::Executed(command, executed) => self.executed(asker, &command, executed),
+            Asked::OnItsWay(events) => self.perform(events),
+        }
+    }
+
+    /// A command was carried out in this Envoy's memory.
+    fn executed(
+        &mut self,
+        asker: Asker,
+        command: &Command,
+        executed: Result<Executed, StoreError>,
+    ) {
+        let reply = executed.map(|executed| {
+            self.changed(command.key(), executed.wake, executed.evicted);
             executed.reply
         });
         self.metrics.operation(command, &reply);
-        reply
+        self.settled.push_back((asker, reply));
+    }
+
+    fn changed(&self, key: Key, wake: bool, evicted: u32) {
+        self.metrics.evicted(evicted);
+        if wake {
+            self.waiters.broadcast(key);
+        }
+    }
+
+    fn settled_for(&mut self, id: u32) -> Option<(Question, Result<Reply, StoreError>)> {
+        let place = self.settled.iter().position(|(asker, _)| asker.stream == id)?;
+        self.settled.remove(place).map(|(asker, reply)| (asker.question, reply))
+    }
+
+    /// Carries out what the way to Redis wants.
+    fn perform(&mut self, events: Vec<Event>) {
+        let now = now();
+        for event in events {
+            let Some(redis) = self.store.redis() else { return };
+            match event {
+                Event::Open(line) => {
+                    redis.lines.want(line);
+                    self.waiters.call_back();
+                }
+                Event::Call(ticket, call) => {
+                    redis.lines.want_call(ticket, call);
+                    self.waiters.call_back();
+                }
+                Event::Write(line, bytes) => redis.lines.write(line, bytes),
+                Event::Close(line) => {
+                    redis.lines.close(line);
+                    self.metrics.pipe(-1);
+                }
+                Event::Replied(ticket, command, reply) => {
+                    let Some(asker) = redis.asker(ticket) else { continue };
+                    let concluded = redis.tiers.conclude(&command, reply, now);
+                    self.changed(command.key(), concluded.wake, concluded.evicted);
+                    self.metrics.operation(&command, &concluded.reply);
+                    self.settled.push_back((asker, concluded.reply));
+                }
+                Event::Ended(key) => {
+                    redis.tiers.ended(key, now);
+                    self.ended.push_back(key);
+                }
+                Event::Warn(text) => log::warn!("{text}"),
+                Event::WarnOnce(text) => {
+                    let said = format!("{}/said/{text}", redis.tiers.prefix());
+                    // An insertion: of all workers, one is first.
+                    if abi::set_shared_data(&said, b"1", INSERT).is_ok() {
+                        log::warn!("{text}");
+                    }
+                }
+            }
+        }
+        self.hurry(self.store.alarm(), now);
+    }
+
+    /// What only a callback of the root's own may do.
+    fn as_root(&mut self) {
+        let Some(redis) = self.store.redis() else { return };
+        for did in redis.lines.as_root() {
+            match did {
+                Did::Opened(line) => {
+                    self.metrics.pipe(1);
+                    let Some(redis) = self.store.redis() else { return };
+                    let events = redis.client.opened(line, now());
+                    self.perform(events);
+                }
+                Did::Failed(line) => self.line_closed(line),
+                Did::NotCalled(ticket) => {
+                    let Some(redis) = self.store.redis() else { return };
+                    let events = redis.client.called(ticket, NO_CONNECTION, &[], now());
+                    self.perform(events);
+                }
+            }
+        }
+    }
+
+    fn line_closed(&mut self, line: Line) {
+        let Some(redis) = self.store.redis() else { return };
+        let events = redis.client.closed(line, now());
+        self.perform(events);
+    }
+
+    /// Feeds the streams what has come for them.
+    fn deliver(&mut self) {
+        while let Some((Asker { stream, question }, reply)) = self.settled.pop_front() {
+            self.come_back(stream, Input::StoreReplied { question, reply });
+        }
+        while let Some(key) = self.ended.pop_front() {
+            for id in self.waiters.of(key) {
+                self.come_back(id, Input::Woken);
+            }
+        }
     }
 
     /// Remembers to look whether the body of this request is kept back.
@@ -341,7 +507,8 @@ impl Worker {
     }
 
     fn due_tick(&self, now: Timestamp) -> Duration {
-        let soon = self.alarms.next().is_some_and(|alarm| is_soon(alarm, now));
+        let alarms = self.alarms.next().into_iter().chain(self.store.alarm());
+        let soon = alarms.min().is_some_and(|alarm| is_soon(alarm, now));
         if soon || !self.probes.is_empty() { SHORT_TICK } else { LONG_TICK }
     }
 

@@ -1,7 +1,9 @@
 //! What is asked of a store, what it says, and how it fails.
 
 pub mod life;
+pub mod redis;
 pub mod shared_data;
+pub mod tiers;
 
 use crate::key::{Fingerprint, Key};
 use crate::record::{Kept, Record, Token};
@@ -91,8 +93,10 @@ pub enum Reply {
 /// How a store fails. Never a miss: a store that cannot tell must not let a duplicate run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreError {
-    /// It could not be asked, or did not answer in time.
+    /// It could not be asked, or would not do it: nothing was changed.
     Unavailable(&'static str),
+    /// It was asked and has not answered: what was asked may have been done, or may be done later.
+    Unanswered(&'static str),
     /// There is no room that could be freed without dropping a live claim.
     Full,
     /// What stands under the key is no record this version can read.
@@ -129,6 +133,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unavailable(why) => write!(f, "the store is not available: {why}"),
+            Self::Unanswered(why) => write!(f, "the store has not answered: {why}"),
             Self::Full => f.write_str("the store has no room that is not a claim's"),
             Self::Unreadable(why) => write!(f, "the store has a record that cannot be read: {why}"),
             Self::Contended => f.write_str("the store is contended"),

@@ -426,7 +426,9 @@ impl World {
 
     fn carry_out(&mut self, stream: usize, order: Order) {
         match order {
-            Order::Ask(question, command) => self.send(stream, question, command),
+            Order::Ask(question, command) | Order::AskHere(question, command) => {
+                self.send(stream, question, command);
+            }
             Order::Answer(reply) => {
                 assert!(!self.streams[stream].executing, "answered and executed");
                 self.streams[stream].answered = true;

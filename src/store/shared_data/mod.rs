@@ -14,6 +14,7 @@ use crate::time::Timestamp;
 use bucket::{Bucket, Dropped, Entry};
 use geometry::Geometry;
 use std::fmt;
+use std::time::Duration;
 
 /// Envoy's shared data: one map of the process, whose values have versions.
 pub trait SharedData {
@@ -96,8 +97,8 @@ struct Opened {
 }
 
 /// One try of a command.
-enum Try {
-    Executed(Executed),
+enum Try<T> {
+    Executed(T),
     Again,
 }
 
@@ -136,25 +137,41 @@ impl<S: SharedData> MemoryStore<S> {
     ///
     /// [`StoreError`]; nothing was changed then.
     pub fn execute(&self, command: &Command, now: Timestamp) -> Result<Executed, StoreError> {
+        self.execute_for(command, Duration::MAX, now)
+    }
+
+    /// Carries out a command, and keeps what is finished no longer than `longest`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was changed then.
+    pub fn execute_for(
+        &self,
+        command: &Command,
+        longest: Duration,
+        now: Timestamp,
+    ) -> Result<Executed, StoreError> {
         let key = command.key();
-        let bucket = self.bucket_of(key);
-        for _ in 0..TRIES {
-            let tried = match command {
-                Command::Complete { token, kept: Kept::Answer(answer), .. } => {
-                    self.complete(bucket, command, *token, answer, now)?
-                }
-                Command::Claim { .. }
-                | Command::Extend { .. }
-                | Command::Complete { kept: Kept::StatusOnly | Kept::Nothing, .. }
-                | Command::Release { .. }
-                | Command::MarkUnknown { .. } => self.transition(bucket, command, now)?,
-            };
-            match tried {
-                Try::Executed(executed) => return Ok(executed),
-                Try::Again => {}
+        let judge = |head: Option<&Head>| match life::apply(head, command, now) {
+            Verdict::Done(Change::Put(head)) => {
+                Verdict::Done(Change::Put(shorten(head, now.after(longest))))
             }
+            verdict => verdict,
+        };
+        match command {
+            Command::Complete { token, kept: Kept::Answer(answer), .. } => {
+                match self.put(key, &slot(*token, answer), *token, &judge, now)? {
+                    Some(executed) => Ok(executed),
+                    // More than can be kept here: it ran, and that is what is kept.
+                    None => self.execute_for(&tombstone(command), longest, now),
+                }
+            }
+            Command::Claim { watch, .. } => self.look(key, &judge, *watch, now),
+            Command::Extend { .. }
+            | Command::Complete { kept: Kept::StatusOnly | Kept::Nothing, .. }
+            | Command::Release { .. }
+            | Command::MarkUnknown { .. } => self.change(key, &judge, now),
         }
-        Err(StoreError::Contended)
     }
 
     fn create(&self, key: &str) -> Result<(), OpenError> {
@@ -215,20 +232,91 @@ impl<S: SharedData> MemoryStore<S> {
         }
     }
 
+    /// Puts `record`, and the answer it keeps, in the place of the claim that `token` proves; `None` if that is not there any more,
+    /// or the record does not fit.
+    ///
+    /// It is how a copy of what another store keeps comes here, so nothing is left in its place that
+    /// would not be true: no tombstone for an answer that is too large.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was changed then.
+    pub fn replace(
+        &self,
+        key: Key,
+        token: Token,
+        record: &Head,
+        answer: Option<&Answer>,
+        now: Timestamp,
+    ) -> Result<Option<Executed>, StoreError> {
+        let ours = |head: Option<&Head>| match head {
+            Some(head) if head.token == token => Verdict::Done(Change::Put(record.clone())),
+            Some(_) | None => Verdict::NotOwner,
+        };
+        let executed = match answer {
+            Some(answer) => self.put(key, &slot(record.token, answer), record.token, &ours, now)?,
+            None => Some(self.change(key, &ours, now)?),
+        };
+        Ok(executed.filter(|executed| executed.reply == Reply::Done))
+    }
+
+    /// Looks at the record under `key` as `judge` says; `watch` leaves word, as a claim's does.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was changed then.
+    pub fn look(
+        &self,
+        key: Key,
+        judge: &dyn Fn(Option<&Head>) -> Verdict,
+        watch: bool,
+        now: Timestamp,
+    ) -> Result<Executed, StoreError> {
+        self.until_done(|| self.transition(key, judge, watch, now))
+    }
+
+    /// Changes the record under `key` as `judge` says, which may be asked more than once.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was changed then.
+    pub fn change(
+        &self,
+        key: Key,
+        judge: &dyn Fn(Option<&Head>) -> Verdict,
+        now: Timestamp,
+    ) -> Result<Executed, StoreError> {
+        self.look(key, judge, false, now)
+    }
+
+    fn until_done<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<Try<T>, StoreError>,
+    ) -> Result<T, StoreError> {
+        for _ in 0..TRIES {
+            match attempt()? {
+                Try::Executed(executed) => return Ok(executed),
+                Try::Again => {}
+            }
+        }
+        Err(StoreError::Contended)
+    }
+
     /// Every transition but the one that brings an answer along.
     fn transition(
         &self,
-        number: u32,
-        command: &Command,
+        key: Key,
+        judge: &dyn Fn(Option<&Head>) -> Verdict,
+        watch: bool,
         now: Timestamp,
-    ) -> Result<Try, StoreError> {
-        let mut opened = self.read(number, command.key())?;
+    ) -> Result<Try<Executed>, StoreError> {
+        let mut opened = self.read(self.bucket_of(key), key)?;
         let head = opened.found.as_ref().map(|(_, entry)| &entry.head);
-        match life::apply(head, command, now) {
+        match judge(head) {
             Verdict::NotOwner => Ok(done(Reply::NotOwner, false, &[])),
-            Verdict::Exists(head) => self.exists(opened, &head, command),
+            Verdict::Exists(head) => self.exists(opened, &head, watch),
             Verdict::Claimed { attempt, change } => {
-                self.change(opened, change, command, now, Reply::Claimed { attempt })
+                self.put_head(opened, key, change, now, Reply::Claimed { attempt })
             }
             Verdict::Done(Change::Remove) => {
                 let Some((place, entry)) = opened.found.take() else {
@@ -237,18 +325,18 @@ impl<S: SharedData> MemoryStore<S> {
                 let dropped = Vec::from_iter(opened.bucket.drop_entry(place, now));
                 self.finish(&opened, &dropped, || done(Reply::Done, entry.watched, &[]))
             }
-            Verdict::Done(change) => self.change(opened, change, command, now, Reply::Done),
+            Verdict::Done(change) => self.put_head(opened, key, change, now, Reply::Done),
         }
     }
 
-    fn change(
+    fn put_head(
         &self,
         mut opened: Opened,
+        key: Key,
         change: Change,
-        command: &Command,
         now: Timestamp,
         reply: Reply,
-    ) -> Result<Try, StoreError> {
+    ) -> Result<Try<Executed>, StoreError> {
         let head = match change {
             Change::Put(head) => head,
             Change::Keep | Change::Remove => return Ok(done(reply, false, &[])),
@@ -269,13 +357,11 @@ impl<S: SharedData> MemoryStore<S> {
                 None => return Err(StoreError::Full),
             },
         };
-        let (wake, watched) = match command {
-            Command::Claim { .. } | Command::Extend { .. } => (false, watched),
-            Command::Complete { .. } | Command::Release { .. } | Command::MarkUnknown { .. } => {
-                (watched, false)
-            }
+        let (wake, watched) = match &head.state {
+            State::Ongoing { .. } => (false, watched),
+            State::Unknown { .. } | State::Finished { .. } => (watched, false),
         };
-        let entry = Entry { key: command.key(), head, answer_bytes: 0, used, watched };
+        let entry = Entry { key, head, answer_bytes: 0, used, watched };
         opened.bucket.put(place, &entry);
         let dropped = Vec::from_iter(dropped);
         self.finish(&opened, &dropped, || done(reply, wake, &dropped))
@@ -287,8 +373,8 @@ impl<S: SharedData> MemoryStore<S> {
         &self,
         opened: &Opened,
         dropped: &[Dropped],
-        executed: impl FnOnce() -> Try,
-    ) -> Result<Try, StoreError> {
+        executed: impl FnOnce() -> Try<Executed>,
+    ) -> Result<Try<Executed>, StoreError> {
         if !self.swap(opened)? {
             return Ok(Try::Again);
         }
@@ -303,11 +389,11 @@ impl<S: SharedData> MemoryStore<S> {
         &self,
         mut opened: Opened,
         head: &Head,
-        command: &Command,
-    ) -> Result<Try, StoreError> {
+        watch: bool,
+    ) -> Result<Try<Executed>, StoreError> {
         let Some((place, entry)) = opened.found.take() else { return Ok(Try::Again) };
         let ongoing = matches!(head.state, State::Ongoing { .. });
-        if ongoing && matches!(command, Command::Claim { watch: true, .. }) && !entry.watched {
+        if ongoing && watch && !entry.watched {
             // In the same swap as the look: an end that comes between the two makes it fail.
             opened.bucket.put(place, &Entry { watched: true, ..entry.clone() });
             if !self.swap(&opened)? {
@@ -339,27 +425,44 @@ impl<S: SharedData> MemoryStore<S> {
         Ok(done(Reply::Exists(record), false, &[]))
     }
 
-    /// Writes an answer into its slot and then its record into the bucket.
-    ///
+    /// Writes an answer into its slot and then its record, as `judge` says, into the bucket; `None` if the
+    /// answer does not fit.
+    fn put(
+        &self,
+        key: Key,
+        slot: &[u8],
+        token: Token,
+        judge: &dyn Fn(Option<&Head>) -> Verdict,
+        now: Timestamp,
+    ) -> Result<Option<Executed>, StoreError> {
+        let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
+        let (Some(room), Ok(answer_bytes)) = (room, u32::try_from(slot.len())) else {
+            return Ok(None);
+        };
+        self.until_done(|| self.try_put(key, slot, (token, answer_bytes, room), judge, now))
+            .map(Some)
+    }
+
     /// The slot's version is read *before* the bucket is: who still owns the bucket's record then writes
     /// over nothing that a successor wrote since.
-    fn complete(
+    fn try_put(
         &self,
-        number: u32,
-        command: &Command,
-        token: Token,
-        answer: &Answer,
+        key: Key,
+        slot: &[u8],
+        (token, answer_bytes, room): (Token, u32, u64),
+        judge: &dyn Fn(Option<&Head>) -> Verdict,
         now: Timestamp,
-    ) -> Result<Try, StoreError> {
-        let Some((place, _)) = self.read(number, command.key())?.found else {
+    ) -> Result<Try<Executed>, StoreError> {
+        let number = self.bucket_of(key);
+        let Some((place, _)) = self.read(number, key)?.found else {
             return Ok(done(Reply::NotOwner, false, &[]));
         };
         let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
-        let mut opened = self.read(number, command.key())?;
+        let mut opened = self.read(number, key)?;
         let Some((found_at, entry)) = opened.found.take() else {
             return Ok(done(Reply::NotOwner, false, &[]));
         };
-        let head = match life::apply(Some(&entry.head), command, now) {
+        let head = match judge(Some(&entry.head)) {
             Verdict::Done(Change::Put(head)) => head,
             Verdict::Done(Change::Keep | Change::Remove) => {
                 return Ok(done(Reply::Done, false, &[]));
@@ -369,15 +472,8 @@ impl<S: SharedData> MemoryStore<S> {
             }
         };
         let (Some(slot_cas), true) = (slot_cas, found_at == place) else { return Ok(Try::Again) };
-        let mut slot = token.0.to_vec();
-        append_answer(answer, &mut slot);
-        let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
-        let dropped = room.map(|room| opened.bucket.make_bytes(room, place, now));
-        let (Some(dropped), Ok(answer_bytes)) = (dropped, u32::try_from(slot.len())) else {
-            // More than can be kept here: it ran, and that is what is kept.
-            return self.transition(number, &tombstone(command), now);
-        };
-        match self.shared.store(&self.slot_name(number, place), &slot, slot_cas) {
+        let dropped = opened.bucket.make_bytes(room, place, now);
+        match self.shared.store(&self.slot_name(number, place), slot, slot_cas) {
             Ok(()) => {}
             Err(SharedDataError::CasMismatch) => return Ok(Try::Again),
             Err(SharedDataError::Failed) => {
@@ -426,9 +522,27 @@ impl<S: SharedData> MemoryStore<S> {
     }
 }
 
-fn done(reply: Reply, wake: bool, dropped: &[Dropped]) -> Try {
+/// An answer as it stands in its slot: behind the token of its record.
+fn slot(token: Token, answer: &Answer) -> Vec<u8> {
+    let mut slot = token.0.to_vec();
+    append_answer(answer, &mut slot);
+    slot
+}
+
+fn done(reply: Reply, wake: bool, dropped: &[Dropped]) -> Try<Executed> {
     let evicted = dropped.iter().filter(|dropped| dropped.evicted).count();
     Try::Executed(Executed { reply, wake, evicted: u32::try_from(evicted).unwrap_or(u32::MAX) })
+}
+
+/// The same record, over at `longest` if it is finished.
+fn shorten(head: Head, longest: Timestamp) -> Head {
+    match &head.state {
+        State::Finished { until, status, kept } => {
+            let until = (*until).min(longest);
+            head.with_state(State::Finished { until, status: *status, kept: kept.clone() })
+        }
+        State::Ongoing { .. } | State::Unknown { .. } => head,
+    }
 }
 
 /// The same command without its answer, which is not copied.

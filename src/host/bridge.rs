@@ -1,0 +1,45 @@
+//! The bridge: an upstream filter of the Redis cluster that takes gRPC's heads off and puts them on.
+//!
+//! A plugin can keep no connection open but a gRPC stream. With the upstream pool
+//! `envoy.upstreams.http.tcp`, the body of that stream is the TCP connection to Redis; this filter makes
+//! its messages bare bytes on the way out, and bare bytes messages on the way back.
+
+use super::abi::{self, Direction, Failure};
+use crate::store::redis::framing::{Unframer, head};
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::Action;
+
+/// One connection.
+#[derive(Debug, Default)]
+pub(super) struct Bridge {
+    unframer: Unframer,
+}
+
+impl Context for Bridge {}
+
+impl HttpContext for Bridge {
+    fn on_http_request_body(&mut self, size: usize, _: bool) -> Action {
+        let bare = self.unframer.strip(&abi::body(Direction::Request, 0, size));
+        told(abi::replace_body(Direction::Request, 0, size, &bare));
+        Action::Continue
+    }
+
+    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
+        told(abi::set_header(Direction::Response, "content-type", "application/grpc"));
+        Action::Continue
+    }
+
+    fn on_http_response_body(&mut self, size: usize, _: bool) -> Action {
+        if size > 0 {
+            told(abi::replace_body(Direction::Response, 0, 0, &head(size)));
+        }
+        Action::Continue
+    }
+}
+
+/// A stream that is not what Redis or the filter take it for breaks, and is opened again.
+fn told(result: Result<(), Failure>) {
+    if let Err(failure) = result {
+        log::error!("Envoy would not let the bridge change a stream: {failure:?}");
+    }
+}

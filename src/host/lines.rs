@@ -1,0 +1,160 @@
+//! The connections to Redis, as Envoy has them: gRPC streams of the root context.
+
+use super::abi;
+use crate::store::redis::{Call, Line, Ticket};
+use std::collections::HashMap;
+
+/// The connections of one worker, and the HTTP calls under way.
+#[derive(Debug)]
+pub(super) struct Lines {
+    root: u32,
+    cluster: String,
+    open: Vec<(Line, u32)>,
+    /// Written in one piece, when the callback that they come from is over.
+    outgoing: Vec<(Line, Vec<u8>)>,
+    /// Only a callback of the root's own may open or call: the SDK hands what comes to whoever was
+    /// active then.
+    to_open: Vec<Line>,
+    to_call: Vec<(Ticket, Call)>,
+    calls: HashMap<u32, Ticket>,
+}
+
+/// What became of what only the root may do.
+#[derive(Debug)]
+pub(super) enum Did {
+    Opened(Line),
+    Failed(Line),
+    NotCalled(Ticket),
+}
+
+impl Lines {
+    pub(super) fn new(root: u32, cluster: String) -> Self {
+        Self {
+            root,
+            cluster,
+            open: Vec::new(),
+            outgoing: Vec::new(),
+            to_open: Vec::new(),
+            to_call: Vec::new(),
+            calls: HashMap::new(),
+        }
+    }
+
+    pub(super) fn want(&mut self, line: Line) {
+        self.to_open.push(line);
+    }
+
+    pub(super) fn want_call(&mut self, ticket: Ticket, call: Call) {
+        self.to_call.push((ticket, call));
+    }
+
+    /// Does what only the root may. To be called in a callback of its own.
+    pub(super) fn as_root(&mut self) -> Vec<Did> {
+        let mut did = Vec::new();
+        for line in std::mem::take(&mut self.to_open) {
+            let method = match line {
+                Line::Commands => "Commands",
+                Line::Channels => "Channels",
+            };
+            // The bridge takes off all that is gRPC; the names are for who looks at Envoy's own logs.
+            let opened =
+                proxy_wasm::hostcalls::open_grpc_stream(&self.cluster, "redis", method, Vec::new());
+            did.push(match opened {
+                Ok(token) => {
+                    self.open.push((line, token));
+                    Did::Opened(line)
+                }
+                Err(status) => {
+                    log::error!(
+                        "Envoy would not open a stream to the cluster {:?}: {status:?}",
+                        self.cluster
+                    );
+                    Did::Failed(line)
+                }
+            });
+        }
+        for (ticket, call) in std::mem::take(&mut self.to_call) {
+            let length = call.body.len().to_string();
+            let headers = vec![
+                (":method", call.method),
+                (":path", call.path.as_str()),
+                (":authority", self.cluster.as_str()),
+                ("content-length", length.as_str()),
+            ];
+            let body = Some(call.body.as_slice());
+            let called = proxy_wasm::hostcalls::dispatch_http_call(
+                &self.cluster,
+                headers,
+                body,
+                Vec::new(),
+                // Zero is no timeout at all.
+                call.timeout.max(std::time::Duration::from_millis(1)),
+            );
+            match called {
+                Ok(token) => {
+                    self.calls.insert(token, ticket);
+                }
+                Err(status) => {
+                    log::error!("Envoy would not call the cluster {:?}: {status:?}", self.cluster);
+                    did.push(Did::NotCalled(ticket));
+                }
+            }
+        }
+        did
+    }
+
+    pub(super) fn write(&mut self, line: Line, bytes: Vec<u8>) {
+        match self.outgoing.iter_mut().find(|(other, _)| *other == line) {
+            Some((_, gathered)) => gathered.extend_from_slice(&bytes),
+            None => self.outgoing.push((line, bytes)),
+        }
+    }
+
+    /// Sends what was written. Afterwards, the root is the effective context.
+    pub(super) fn flush(&mut self) {
+        for (line, bytes) in std::mem::take(&mut self.outgoing) {
+            if let Some(token) = self.token(line) {
+                // Of a stream that is gone word comes by its own callback.
+                let sent = self.effective().and_then(|()| abi::grpc_send(token, &bytes));
+                if let Err(failure) = sent {
+                    log::warn!("Envoy would not send to Redis: {failure:?}");
+                }
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, line: Line) {
+        self.outgoing.retain(|(other, _)| *other != line);
+        if let Some(token) = self.token(line) {
+            self.forget(token);
+            // A stream that is gone already is closed enough.
+            let _ = self.effective().and_then(|()| abi::grpc_cancel(token));
+        }
+    }
+
+    /// Which connection this stream is; none if it was given up.
+    pub(super) fn line(&self, token: u32) -> Option<Line> {
+        self.open.iter().find(|(_, other)| *other == token).map(|(line, _)| *line)
+    }
+
+    /// The stream is gone: which connection it was.
+    pub(super) fn forget(&mut self, token: u32) -> Option<Line> {
+        let line = self.line(token)?;
+        self.open.retain(|(_, other)| *other != token);
+        self.outgoing.retain(|(other, _)| *other != line);
+        Some(line)
+    }
+
+    /// The call is over: whose it was.
+    pub(super) fn called(&mut self, token: u32) -> Option<Ticket> {
+        self.calls.remove(&token)
+    }
+
+    fn token(&self, line: Line) -> Option<u32> {
+        self.open.iter().find(|(other, _)| *other == line).map(|(_, token)| *token)
+    }
+
+    fn effective(&self) -> Result<(), abi::Failure> {
+        abi::set_effective_context(self.root)
+    }
+}

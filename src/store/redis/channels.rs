@@ -1,0 +1,179 @@
+//! The connection for words: who ends a claim publishes it on the record's name, and who waits subscribes.
+
+use super::link::Link;
+use super::wire::{self, Decoder, Frame};
+use super::{Event, Line, Settings};
+use crate::key::Key;
+use crate::time::Timestamp;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// How long the connection is kept when nobody waits any more: the next waiter is often soon.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long to do without after Redis has refused: behind redis_proxy, or for a user without the right,
+/// it refuses for ever. Waiters look by themselves meanwhile.
+const REFUSED: Duration = Duration::from_secs(60);
+
+/// Subscriptions of one worker.
+///
+/// A word may be lost: one that comes before its subscription stands, or while the connection is being
+/// opened again. So each subscription that is confirmed counts as a word: whoever waits looks again then.
+#[derive(Debug)]
+pub(super) struct Channels {
+    settings: Settings,
+    link: Link,
+    decoder: Decoder,
+    /// With the number of those who wait.
+    watched: HashMap<Key, u32>,
+    idle_since: Timestamp,
+    refused_until: Option<Timestamp>,
+}
+
+impl Channels {
+    pub(super) fn new(settings: Settings, seed: u64) -> Self {
+        Self {
+            settings,
+            link: Link::new(seed),
+            decoder: Decoder::default(),
+            watched: HashMap::new(),
+            idle_since: Timestamp::default(),
+            refused_until: None,
+        }
+    }
+
+    pub(super) fn watch(&mut self, key: Key, now: Timestamp) -> Vec<Event> {
+        let watchers = self.watched.entry(key).or_default();
+        *watchers = watchers.saturating_add(1);
+        if *watchers > 1 {
+            return Vec::new();
+        }
+        if self.link.is_open() {
+            return vec![self.say(b"SUBSCRIBE", [key])];
+        }
+        self.open_if_due(now)
+    }
+
+    pub(super) fn unwatch(&mut self, key: Key, now: Timestamp) -> Vec<Event> {
+        let Some(watchers) = self.watched.get_mut(&key) else { return Vec::new() };
+        *watchers = watchers.saturating_sub(1);
+        if *watchers > 0 {
+            return Vec::new();
+        }
+        self.watched.remove(&key);
+        self.idle_since = now;
+        if self.link.is_open() { vec![self.say(b"UNSUBSCRIBE", [key])] } else { Vec::new() }
+    }
+
+    pub(super) fn opened(&mut self, now: Timestamp) -> Vec<Event> {
+        self.link.opened(now);
+        self.idle_since = now;
+        let mut out = Vec::new();
+        self.settings.write_login(&mut out);
+        if !self.watched.is_empty() {
+            self.write(&mut out, b"SUBSCRIBE", self.watched.keys().copied());
+        }
+        if out.is_empty() { Vec::new() } else { vec![Event::Write(Line::Channels, out)] }
+    }
+
+    pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
+        if !self.link.is_open() {
+            // Of a connection that was given up.
+            return Vec::new();
+        }
+        self.link.heard(now);
+        self.decoder.push(bytes);
+        let mut events = Vec::new();
+        loop {
+            match self.decoder.next() {
+                Ok(Some(Frame::Array(parts))) => {
+                    self.link.proved();
+                    events.extend(self.word(&parts));
+                }
+                Ok(Some(Frame::Error(error))) => {
+                    if self.refused_until.is_none() {
+                        let said = format!(
+                            "Redis lets nobody subscribe ({error}): waiters look by themselves"
+                        );
+                        events.push(Event::Warn(said));
+                    }
+                    self.refused_until = Some(now.after(REFUSED));
+                    self.close(false, now, &mut events);
+                    return events;
+                }
+                // What a login gets.
+                Ok(Some(
+                    Frame::SimpleString(_) | Frame::Integer(_) | Frame::BulkString(_) | Frame::Null,
+                )) => {}
+                Ok(None) => return events,
+                Err(wire::Broken) => {
+                    self.close(true, now, &mut events);
+                    return events;
+                }
+            }
+        }
+    }
+
+    pub(super) fn closed(&mut self, now: Timestamp) -> Vec<Event> {
+        self.decoder = Decoder::default();
+        self.link.closed(!self.watched.is_empty(), now);
+        Vec::new()
+    }
+
+    pub(super) fn tick(&mut self, now: Timestamp) -> Vec<Event> {
+        if !self.watched.is_empty() {
+            return self.open_if_due(now);
+        }
+        let mut events = Vec::new();
+        if self.link.is_open() && self.idle_since.after(IDLE) <= now {
+            self.close(false, now, &mut events);
+        }
+        events
+    }
+
+    pub(super) fn alarm(&self) -> Option<Timestamp> {
+        if self.watched.is_empty() {
+            return self.link.is_open().then(|| self.idle_since.after(IDLE));
+        }
+        self.link.retry_at().map(|retry_at| retry_at.max(self.refused_until.unwrap_or_default()))
+    }
+
+    fn open_if_due(&mut self, now: Timestamp) -> Vec<Event> {
+        let refused = self.refused_until.is_some_and(|until| now < until);
+        if !refused && self.link.begin(now) {
+            vec![Event::Open(Line::Channels)]
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// A claim has ended, or may have while nobody listened.
+    fn word(&self, parts: &[Frame]) -> Option<Event> {
+        let [Frame::BulkString(kind), Frame::BulkString(channel), _] = parts else { return None };
+        let tells = [&b"message"[..], b"subscribe"].contains(&kind.as_slice());
+        let key = self.settings.key(channel)?;
+        (tells && self.watched.contains_key(&key)).then_some(Event::Ended(key))
+    }
+
+    fn say(&self, what: &[u8], keys: impl IntoIterator<Item = Key>) -> Event {
+        let mut out = Vec::new();
+        self.write(&mut out, what, keys);
+        Event::Write(Line::Channels, out)
+    }
+
+    fn write(&self, out: &mut Vec<u8>, what: &[u8], keys: impl IntoIterator<Item = Key>) {
+        let names: Vec<_> = keys.into_iter().map(|key| self.settings.name(key)).collect();
+        let parts: Vec<_> =
+            [what].into_iter().chain(names.iter().map(|name| name.as_bytes())).collect();
+        wire::write(out, &parts);
+    }
+
+    fn close(&mut self, missed: bool, now: Timestamp, events: &mut Vec<Event>) {
+        self.decoder = Decoder::default();
+        self.link.closed(missed, now);
+        events.push(Event::Close(Line::Channels));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,33 @@
+-- Claims KEYS[1], or says who has it. ARGV: lease (ms), the claim's head, its deadline, attempt and first
+-- seen not filled in.
+local lease, claim = tonumber(ARGV[1]), ARGV[2]
+
+local function put(attempt, first_seen)
+  local record = claim:sub(1, DEADLINE - 1) .. u64(now + lease) .. claim:sub(UNKNOWN_FOR, ATTEMPT - 1)
+    .. u32(attempt) .. first_seen .. claim:sub(STATUS)
+  redis.call('SET', KEYS[1], record, 'PX', lease + u64_at(claim, UNKNOWN_FOR) + ATTEMPTS_KEPT)
+  return 'C' .. u32(attempt)
+end
+
+local record = redis.call('GET', KEYS[1])
+if not record then return put(1, u64(now)) end
+local wrong = unreadable(record)
+if wrong then return redis.error_reply(wrong) end
+
+local state, deadline = state_of(record), u64_at(record, DEADLINE)
+if state == ONGOING and now >= deadline then
+  -- The lease has lapsed: nobody can tell.
+  state, deadline = UNKNOWN, deadline + u64_at(record, UNKNOWN_FOR)
+  record = with_state(record, state, deadline)
+end
+if now < deadline then
+  -- A retry of itself, its first reply lost.
+  if state == ONGOING and token_of(record) == token_of(claim) then
+    return 'C' .. record:sub(ATTEMPT, FIRST_SEEN - 1)
+  end
+  return 'E' .. u64(now) .. record
+end
+if state == UNKNOWN then
+  return put(u32_at(record, ATTEMPT) + 1, record:sub(FIRST_SEEN, STATUS - 1))
+end
+return put(1, u64(now))

@@ -1,0 +1,40 @@
+-- What all scripts share. The line before this one, made from the codec, says where a record's fields
+-- begin, counted from 1, and what its states are called. ATTEMPTS_KEPT is in milliseconds.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function u32(number) return struct.pack('>I4', number) end
+local function u64(number) return struct.pack('>I8', number) end
+local function u32_at(record, at) return (struct.unpack('>I4', record, at)) end
+local function u64_at(record, at) return (struct.unpack('>I8', record, at)) end
+local function token_of(record) return record:sub(TOKEN, FINGERPRINT - 1) end
+local function state_of(record) return record:sub(STATE, STATE) end
+
+-- What is wrong with a record, nil if nothing is. Never a miss: what cannot be read may be a claim.
+local function unreadable(record)
+  if #record < HEAD_LEN then return 'UNREADABLE the record is shorter than its head' end
+  if record:byte(1) ~= VERSION then return 'UNREADABLE the record was written by another version' end
+  if not STATES:find(state_of(record), 1, true) then
+    return 'UNREADABLE the record is in a state that does not exist'
+  end
+end
+
+-- The head of the record that the token owns; else nil and what to reply. The answer is not read.
+local function owned(token)
+  local head = redis.call('GETRANGE', KEYS[1], 0, HEAD_LEN - 1)
+  if head == '' then return nil, 'N' end
+  local wrong = unreadable(head)
+  if wrong then return nil, redis.error_reply(wrong) end
+  if token_of(head) ~= token then return nil, 'N' end
+  return head
+end
+
+-- The same head in another state.
+local function with_state(head, state, deadline)
+  return head:sub(1, STATE - 1) .. state .. head:sub(TOKEN, DEADLINE - 1) .. u64(deadline) .. u64(0)
+    .. head:sub(ATTEMPT, HEAD_LEN)
+end
+
+-- Tells whoever waits that the claim has ended. A user without the right to publish still ends claims.
+local function ended() redis.pcall('PUBLISH', KEYS[1], '') end

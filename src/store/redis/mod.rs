@@ -1,0 +1,239 @@
+//! Redis: one connection a worker for commands, one more while somebody waits, and no IO.
+//!
+//! [`Client`] takes facts (a command, bytes that came, a connection that is gone, the time) and gives
+//! [`Event`]s: what the host is to do, and what came of a command. *The host carries out every event
+//! before it feeds the next fact.*
+
+mod channels;
+pub mod framing;
+mod link;
+mod pipe;
+mod script;
+mod webdis;
+mod wire;
+
+use crate::key::{Key, Secret};
+use crate::store::{Command, Reply, StoreError};
+use crate::time::Timestamp;
+use channels::Channels;
+use pipe::Pipe;
+use std::time::Duration;
+use webdis::Webdis;
+
+/// How Redis is spoken to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What the names of all keys begin with.
+    pub prefix: String,
+    /// How long a command may take, from asking to its reply.
+    pub timeout: Duration,
+    /// Sent before anything else.
+    pub login: Option<Login>,
+}
+
+/// Who this is, for Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// Left out: Redis's user `default`.
+    pub username: Option<String>,
+    /// The password.
+    pub password: Secret,
+}
+
+/// How commands get to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A connection that stays open.
+    Pipe,
+    /// HTTP, to a Webdis server.
+    Webdis,
+}
+
+/// The number of a command, given by whoever asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u64);
+
+/// Which connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Line {
+    /// Commands and their replies.
+    Commands,
+    /// Words of claims that have ended.
+    Channels,
+}
+
+/// What the host is to do, or what came of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Open this connection; say [`Client::opened`] or [`Client::closed`] then.
+    Open(Line),
+    /// Send these bytes on it.
+    Write(Line, Vec<u8>),
+    /// Close it. No [`Client::closed`] is needed.
+    Close(Line),
+    /// Make this HTTP call; say [`Client::called`] then.
+    Call(Ticket, Call),
+    /// What came of a command, which is handed back.
+    Replied(Ticket, Command, Result<Reply, StoreError>),
+    /// The claim on this key has ended, or may have.
+    Ended(Key),
+    /// For the log.
+    Warn(String),
+    /// For the log, once in an Envoy: every worker finds the same.
+    WarnOnce(String),
+}
+
+/// An HTTP call to Webdis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The method.
+    pub method: &'static str,
+    /// The path.
+    pub path: String,
+    /// The body; may be empty.
+    pub body: Vec<u8>,
+    /// When an answer is no longer of use, counted from now.
+    pub timeout: Duration,
+}
+
+/// One worker's way to Redis.
+#[derive(Debug)]
+pub struct Client {
+    commands: Commands,
+    channels: Option<Channels>,
+}
+
+#[derive(Debug)]
+enum Commands {
+    Pipe(Box<Pipe>),
+    Webdis(Box<Webdis>),
+}
+
+impl Client {
+    /// `seed` differs from worker to worker.
+    pub fn new(settings: &Settings, transport: Transport, seed: u64) -> Self {
+        match transport {
+            Transport::Pipe => Self {
+                commands: Commands::Pipe(Box::new(Pipe::new(settings.clone(), seed))),
+                channels: Some(Channels::new(settings.clone(), seed.rotate_left(32))),
+            },
+            Transport::Webdis => Self {
+                commands: Commands::Webdis(Box::new(Webdis::new(settings.clone()))),
+                channels: None,
+            },
+        }
+    }
+
+    /// Sends a command, or refuses it at once.
+    pub fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+        match &mut self.commands {
+            Commands::Pipe(pipe) => pipe.ask(ticket, command, now),
+            Commands::Webdis(webdis) => webdis.ask(ticket, command, now),
+        }
+    }
+
+    /// From now on, [`Event::Ended`] when the claim on this key ends, where that can be had.
+    pub fn watch(&mut self, key: Key, now: Timestamp) -> Vec<Event> {
+        self.channels.as_mut().map(|channels| channels.watch(key, now)).unwrap_or_default()
+    }
+
+    /// No longer.
+    pub fn unwatch(&mut self, key: Key, now: Timestamp) -> Vec<Event> {
+        self.channels.as_mut().map(|channels| channels.unwatch(key, now)).unwrap_or_default()
+    }
+
+    /// The connection takes bytes.
+    pub fn opened(&mut self, line: Line, now: Timestamp) -> Vec<Event> {
+        match (line, &mut self.commands, &mut self.channels) {
+            (Line::Commands, Commands::Pipe(pipe), _) => pipe.opened(now),
+            (Line::Channels, _, Some(channels)) => channels.opened(now),
+            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+        }
+    }
+
+    /// Bytes have come.
+    pub fn received(&mut self, line: Line, bytes: &[u8], now: Timestamp) -> Vec<Event> {
+        match (line, &mut self.commands, &mut self.channels) {
+            (Line::Commands, Commands::Pipe(pipe), _) => pipe.received(bytes, now),
+            (Line::Channels, _, Some(channels)) => channels.received(bytes, now),
+            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+        }
+    }
+
+    /// The connection is gone, or could not be opened.
+    pub fn closed(&mut self, line: Line, now: Timestamp) -> Vec<Event> {
+        match (line, &mut self.commands, &mut self.channels) {
+            (Line::Commands, Commands::Pipe(pipe), _) => pipe.closed(now),
+            (Line::Channels, _, Some(channels)) => channels.closed(now),
+            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+        }
+    }
+
+    /// An HTTP call has its answer; status 0 for none.
+    pub fn called(
+        &mut self,
+        ticket: Ticket,
+        status: u16,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Vec<Event> {
+        match &mut self.commands {
+            Commands::Webdis(webdis) => webdis.called(ticket, status, body, now),
+            Commands::Pipe(_) => Vec::new(),
+        }
+    }
+
+    /// The time of [`Client::alarm`] has come.
+    pub fn tick(&mut self, now: Timestamp) -> Vec<Event> {
+        let mut events = match &mut self.commands {
+            Commands::Pipe(pipe) => pipe.tick(now),
+            Commands::Webdis(_) => Vec::new(),
+        };
+        if let Some(channels) = &mut self.channels {
+            events.append(&mut channels.tick(now));
+        }
+        events
+    }
+
+    /// When it wants a tick, if nothing comes before.
+    pub fn alarm(&self) -> Option<Timestamp> {
+        let commands = match &self.commands {
+            Commands::Pipe(pipe) => pipe.alarm(),
+            Commands::Webdis(_) => None,
+        };
+        let channels = self.channels.as_ref().and_then(Channels::alarm);
+        commands.into_iter().chain(channels).min()
+    }
+}
+
+impl Settings {
+    /// The name of a key's record, and of the channel on which its claim's end is told.
+    fn name(&self, key: Key) -> String {
+        use std::fmt::Write;
+        let mut name = self.prefix.clone();
+        for byte in key.0 {
+            // Writing to a String does not fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
+    }
+
+    /// The key of a name.
+    fn key(&self, name: &[u8]) -> Option<Key> {
+        let digits = name.strip_prefix(self.prefix.as_bytes())?;
+        let (pairs, rest) = digits.as_chunks::<2>();
+        let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes: Vec<u8> = pairs.iter().map(byte).collect::<Option<_>>()?;
+        rest.is_empty().then_some(Key(bytes.try_into().ok()?))
+    }
+
+    /// The command that says who this is.
+    fn write_login(&self, out: &mut Vec<u8>) -> bool {
+        let Some(Login { username, password }) = &self.login else { return false };
+        match username {
+            Some(username) => wire::write(out, &[b"AUTH", username.as_bytes(), &password.0]),
+            None => wire::write(out, &[b"AUTH", &password.0]),
+        }
+        true
+    }
+}

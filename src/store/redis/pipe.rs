@@ -1,0 +1,333 @@
+//! The connection for commands: written one behind the other, answered in the same order.
+
+use super::link::Link;
+use super::script::{self, Form, Reaction, Scripts};
+use super::wire::{self, Decoder, Frame};
+use super::{Event, Line, Settings, Ticket};
+use crate::record::Kept;
+use crate::store::{Command, StoreError};
+use crate::time::Timestamp;
+use std::collections::VecDeque;
+
+/// Commands under way at once. Redis answers ten thousand in the default timeout: more than this would
+/// only be queued to be late.
+const MOST_COMMANDS: usize = 1024;
+
+/// Bytes of answers under way at once, eight of the largest: what a hanging Redis can cost a worker.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
+/// A pipe, or the lack of one.
+///
+/// ```text
+///            ask               opened                     closed, broken, silent
+///   closed ───────▶ opening ───────────▶ open: AUTH, commands ──────────┐
+///     ▲                                                                 │
+///     └───────────────────── a pause with jitter ◀──────────────────────┘
+/// ```
+///
+/// A connection that breaks does not fail the commands on it: they are sent again on the next, as long
+/// as their time is not over. Each carries its token, so one that was carried out and whose reply was
+/// lost recognises itself.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    settings: Settings,
+    scripts: Scripts,
+    link: Link,
+    decoder: Decoder,
+    /// Replies to expect before those of commands.
+    greetings: VecDeque<Greeting>,
+    /// In the order of their replies. Those that were sent come first; with an open pipe, all were.
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    policy_known: bool,
+    /// It was told already.
+    login_refused: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Greeting {
+    Login,
+    Policy,
+}
+
+/// A command that has no reply yet.
+#[derive(Debug)]
+struct Waiting {
+    ticket: Ticket,
+    /// `None`: it was late and has failed; its reply, when it comes, is dropped.
+    command: Option<Command>,
+    deadline: Timestamp,
+    /// On this connection.
+    sent_at: Option<Timestamp>,
+    /// On this connection or an earlier one.
+    ever_sent: bool,
+}
+
+impl Waiting {
+    /// What an end without a reply means.
+    fn error(&self, why: &'static str) -> StoreError {
+        if self.ever_sent { StoreError::Unanswered(why) } else { StoreError::Unavailable(why) }
+    }
+}
+
+impl Pipe {
+    pub(super) fn new(settings: Settings, seed: u64) -> Self {
+        Self {
+            settings,
+            scripts: Scripts::new(),
+            link: Link::new(seed),
+            decoder: Decoder::default(),
+            greetings: VecDeque::new(),
+            waiting: VecDeque::new(),
+            bytes: 0,
+            policy_known: false,
+            login_refused: false,
+        }
+    }
+
+    pub(super) fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+        let refuse =
+            |command, why| vec![Event::Replied(ticket, command, Err(StoreError::Unavailable(why)))];
+        if self.link.is_down(now) {
+            return refuse(command, "Redis cannot be reached");
+        }
+        let bytes = self.bytes.saturating_add(size(&command));
+        if self.waiting.len() >= MOST_COMMANDS || bytes > MOST_BYTES {
+            return refuse(command, "too many commands are under way");
+        }
+        self.bytes = bytes;
+        let mut events = Vec::new();
+        let mut sent_at = None;
+        if self.link.is_open() {
+            events.push(self.write(&command, Form::Digest));
+            sent_at = Some(now);
+        } else if self.link.begin(now) {
+            events.push(Event::Open(Line::Commands));
+        }
+        let deadline = now.after(self.settings.timeout);
+        let ever_sent = sent_at.is_some();
+        let command = Some(command);
+        self.waiting.push_back(Waiting { ticket, command, deadline, sent_at, ever_sent });
+        events
+    }
+
+    pub(super) fn opened(&mut self, now: Timestamp) -> Vec<Event> {
+        self.link.opened(now);
+        let mut out = Vec::new();
+        if self.settings.write_login(&mut out) {
+            self.greetings.push_back(Greeting::Login);
+        }
+        if !self.policy_known {
+            wire::write(&mut out, &[b"CONFIG", b"GET", b"maxmemory-policy"]);
+            self.greetings.push_back(Greeting::Policy);
+        }
+        for waiting in &mut self.waiting {
+            if let Some(command) = &waiting.command {
+                let name = self.settings.name(command.key());
+                self.scripts.write(&mut out, &name, command, Form::Digest);
+                waiting.sent_at = Some(now);
+                waiting.ever_sent = true;
+            }
+        }
+        if out.is_empty() { Vec::new() } else { vec![Event::Write(Line::Commands, out)] }
+    }
+
+    pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
+        if !self.link.is_open() {
+            // Of a connection that was given up.
+            return Vec::new();
+        }
+        self.link.heard(now);
+        self.decoder.push(bytes);
+        let mut events = Vec::new();
+        loop {
+            match self.decoder.next() {
+                Ok(Some(frame)) => {
+                    if !self.reply(frame, now, &mut events) {
+                        self.reopen(now, &mut events);
+                        return events;
+                    }
+                }
+                Ok(None) => return events,
+                Err(wire::Broken) => {
+                    events.push(Event::Warn("Redis sent what is no RESP2".to_owned()));
+                    self.reopen(now, &mut events);
+                    return events;
+                }
+            }
+        }
+    }
+
+    pub(super) fn closed(&mut self, now: Timestamp) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.gone(now, &mut events);
+        events
+    }
+
+    pub(super) fn tick(&mut self, now: Timestamp) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.fail_late(now, &mut events);
+        if self.silent_at().is_some_and(|silent_at| silent_at <= now) {
+            self.reopen(now, &mut events);
+        }
+        if !self.waiting.is_empty() && self.link.begin(now) {
+            events.push(Event::Open(Line::Commands));
+        }
+        events
+    }
+
+    pub(super) fn alarm(&self) -> Option<Timestamp> {
+        let live = self.waiting.iter().find(|waiting| waiting.command.is_some());
+        let late = live.map(|waiting| waiting.deadline);
+        let retry = self.link.retry_at().filter(|_| !self.waiting.is_empty());
+        late.into_iter().chain(self.silent_at()).chain(retry).min()
+    }
+
+    /// When the pipe is given up: the oldest reply is late, and nothing at all has come meanwhile. One
+    /// that still talks is merely slow, and a new connection would not be faster.
+    fn silent_at(&self) -> Option<Timestamp> {
+        let last_sign = self.link.last_sign()?;
+        let sent_at = self.waiting.front().and_then(|waiting| waiting.sent_at)?;
+        Some(last_sign.max(sent_at).after(self.settings.timeout))
+    }
+
+    fn write(&self, command: &Command, form: Form) -> Event {
+        let mut out = Vec::new();
+        self.scripts.write(&mut out, &self.settings.name(command.key()), command, form);
+        Event::Write(Line::Commands, out)
+    }
+
+    /// Takes the next reply; false if the connection is of no use any more.
+    fn reply(&mut self, frame: Frame, now: Timestamp, events: &mut Vec<Event>) -> bool {
+        if let Some(greeting) = self.greetings.pop_front() {
+            return self.greeted(greeting, &frame, events);
+        }
+        let Some(waiting) = self.waiting.pop_front() else {
+            events.push(Event::Warn("Redis replied to a question that nobody asked".to_owned()));
+            return false;
+        };
+        let Some(command) = waiting.command else { return true };
+        if !matches!(&frame, Frame::Error(_)) {
+            self.link.proved();
+            self.login_refused = false;
+        }
+        match script::read(&command, frame, now) {
+            Ok(reply) => {
+                self.bytes = self.bytes.saturating_sub(size(&command));
+                events.push(Event::Replied(waiting.ticket, command, Ok(reply)));
+                true
+            }
+            Err(Reaction::SendText) => {
+                events.push(self.write(&command, Form::Text));
+                // Behind all that were sent meanwhile, as its reply will be.
+                let command = Some(command);
+                self.waiting.push_back(Waiting { command, sent_at: Some(now), ..waiting });
+                true
+            }
+            Err(Reaction::Fail(error)) => {
+                self.bytes = self.bytes.saturating_sub(size(&command));
+                events.push(Event::Replied(waiting.ticket, command, Err(error)));
+                true
+            }
+            Err(Reaction::Reopen(error)) => {
+                self.bytes = self.bytes.saturating_sub(size(&command));
+                events.push(Event::Replied(waiting.ticket, command, Err(error)));
+                false
+            }
+        }
+    }
+
+    fn greeted(&mut self, greeting: Greeting, frame: &Frame, events: &mut Vec<Event>) -> bool {
+        match (greeting, frame) {
+            (Greeting::Login, Frame::Error(error)) => {
+                if !std::mem::replace(&mut self.login_refused, true) {
+                    // Redis's words name no password.
+                    events.push(Event::Warn(format!("Redis refuses the login: {error}")));
+                }
+                false
+            }
+            (Greeting::Policy, Frame::Array(parts)) => {
+                self.policy_known = true;
+                if let [_, Frame::BulkString(policy)] = parts.as_slice()
+                    && policy != b"noeviction"
+                {
+                    let policy = String::from_utf8_lossy(policy);
+                    events.push(Event::WarnOnce(format!(
+                        "Redis has maxmemory-policy {policy}: it may drop claims and answers, and \
+                         what was dropped runs again; set noeviction"
+                    )));
+                }
+                true
+            }
+            // Not everybody may ask, and redis_proxy does not know the question.
+            (Greeting::Policy, Frame::Error(_)) => {
+                self.policy_known = true;
+                true
+            }
+            (
+                Greeting::Login | Greeting::Policy,
+                Frame::SimpleString(_)
+                | Frame::Integer(_)
+                | Frame::BulkString(_)
+                | Frame::Array(_)
+                | Frame::Null,
+            ) => true,
+        }
+    }
+
+    fn fail_late(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.deadline <= now) {
+            if let Some(command) = waiting.command.take() {
+                self.bytes = self.bytes.saturating_sub(size(&command));
+                let error = waiting.error("Redis did not answer in time");
+                events.push(Event::Replied(waiting.ticket, command, Err(error)));
+            }
+        }
+        // What was never sent has no reply to be dropped.
+        self.waiting.retain(|waiting| waiting.command.is_some() || waiting.sent_at.is_some());
+    }
+
+    fn reopen(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+        events.push(Event::Close(Line::Commands));
+        self.gone(now, events);
+    }
+
+    /// The connection is no more; what waits is sent again on the next, unless there is no hope of one.
+    fn gone(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+        self.decoder = Decoder::default();
+        self.greetings.clear();
+        self.waiting.retain_mut(|waiting| {
+            waiting.sent_at = None;
+            waiting.command.is_some()
+        });
+        self.link.closed(!self.waiting.is_empty(), now);
+        if self.link.is_down(now) {
+            self.bytes = 0;
+            for waiting in self.waiting.drain(..) {
+                let error = waiting.error("Redis cannot be reached");
+                if let Some(command) = waiting.command {
+                    events.push(Event::Replied(waiting.ticket, command, Err(error)));
+                }
+            }
+        }
+    }
+}
+
+/// What a command takes in memory beyond a few words.
+fn size(command: &Command) -> usize {
+    match command {
+        Command::Complete { kept: Kept::Answer(answer), .. } => {
+            let headers = answer.headers.iter();
+            let headers: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
+            headers.saturating_add(answer.body.len())
+        }
+        Command::Claim { .. }
+        | Command::Extend { .. }
+        | Command::Complete { kept: Kept::StatusOnly | Kept::Nothing, .. }
+        | Command::Release { .. }
+        | Command::MarkUnknown { .. } => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! Redis by way of Webdis, a server that speaks HTTP: one call a command.
+//!
+//! `PUT /EVALSHA/DIGEST/1/KEY/….raw` carries the last part of the command as the body, byte for byte, and
+//! `.raw` asks for Redis's own reply (Webdis README, "File upload" and "Raw output").
+
+use super::script::{self, Form, Reaction, Scripts};
+use super::wire::Decoder;
+use super::{Call, Event, Settings, Ticket};
+use crate::store::{Command, Reply, StoreError};
+use crate::time::Timestamp;
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use std::collections::HashMap;
+
+/// Commands under way at once: as many connections to Webdis, which Envoy's own circuit breaker bounds at
+/// 1,024 requests.
+const MOST_COMMANDS: usize = 1024;
+
+/// Calls that have no answer yet.
+#[derive(Debug)]
+pub(super) struct Webdis {
+    settings: Settings,
+    scripts: Scripts,
+    waiting: HashMap<Ticket, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    command: Command,
+    deadline: Timestamp,
+}
+
+impl Webdis {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, scripts: Scripts::new(), waiting: HashMap::new() }
+    }
+
+    pub(super) fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+        if self.waiting.len() >= MOST_COMMANDS {
+            let error = StoreError::Unavailable("too many commands are under way");
+            return vec![Event::Replied(ticket, command, Err(error))];
+        }
+        let waiting = Waiting { command, deadline: now.after(self.settings.timeout) };
+        let event = self.call(ticket, &waiting, Form::Digest, now);
+        self.waiting.insert(ticket, waiting);
+        vec![event]
+    }
+
+    pub(super) fn called(
+        &mut self,
+        ticket: Ticket,
+        status: u16,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Vec<Event> {
+        let Some(waiting) = self.waiting.remove(&ticket) else { return Vec::new() };
+        match reply(&waiting.command, status, body, now) {
+            Ok(reply) => vec![Event::Replied(ticket, waiting.command, Ok(reply))],
+            Err(Reaction::SendText) if now < waiting.deadline => {
+                let event = self.call(ticket, &waiting, Form::Text, now);
+                self.waiting.insert(ticket, waiting);
+                vec![event]
+            }
+            Err(Reaction::SendText) => {
+                let late =
+                    StoreError::Unavailable("Redis took its time to say that it knows no script");
+                vec![Event::Replied(ticket, waiting.command, Err(late))]
+            }
+            Err(Reaction::Fail(error) | Reaction::Reopen(error)) => {
+                vec![Event::Replied(ticket, waiting.command, Err(error))]
+            }
+        }
+    }
+
+    fn call(&self, ticket: Ticket, waiting: &Waiting, form: Form, now: Timestamp) -> Event {
+        let name = self.settings.name(waiting.command.key());
+        let mut parts = self.scripts.parts(&name, &waiting.command, form);
+        let body = parts.pop().unwrap_or_default();
+        let mut path = String::new();
+        for part in &parts {
+            path.push('/');
+            path.extend(percent_encode(part, NON_ALPHANUMERIC));
+        }
+        path.push_str(".raw");
+        let timeout = now.until(waiting.deadline);
+        Event::Call(ticket, Call { method: "PUT", path, body, timeout })
+    }
+}
+
+fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<Reply, Reaction> {
+    let fail = |why| Reaction::Fail(StoreError::Unanswered(why));
+    match status {
+        200 => {}
+        // What Envoy makes of no connection, and Webdis of no Redis.
+        503 => {
+            let why = "Webdis or its Redis cannot be reached";
+            return Err(Reaction::Fail(StoreError::Unavailable(why)));
+        }
+        // What Envoy makes of no answer.
+        0 => return Err(fail("Webdis has cut the connection")),
+        504 => return Err(fail("Redis did not answer in time")),
+        _ => return Err(fail("Webdis gave an answer that this filter does not know")),
+    }
+    let mut decoder = Decoder::default();
+    decoder.push(body);
+    match decoder.next() {
+        Ok(Some(frame)) => script::read(command, frame, now),
+        Ok(None) => Err(fail("Webdis cut a reply short")),
+        Err(_) => Err(fail("Webdis sent what is no RESP2")),
+    }
+}

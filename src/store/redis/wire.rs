@@ -1,0 +1,132 @@
+//! Redis's protocol, RESP2: frames out of a stream of bytes, and commands into one.
+
+use redis_protocol::resp2::decode::decode;
+use redis_protocol::resp2::encode::encode_borrowed;
+use redis_protocol::resp2::types::{BorrowedFrame, OwnedFrame};
+
+/// A reply of Redis.
+pub(super) type Frame = OwnedFrame;
+
+/// The longest reply there is reason for: an answer of 8 MiB, its headers, and room. Past it the stream is
+/// taken for broken, and memory stays bounded.
+const LONGEST_FRAME: usize = 16 * 1024 * 1024;
+
+/// The longest array there is reason for: a message of publish/subscribe, whose longest part is a channel's
+/// name. It also bounds how deep arrays can nest, which the decoder follows by recursion.
+const LONGEST_ARRAY: usize = 1024;
+
+/// What a stream holds is no RESP2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Broken;
+
+/// Bytes that have come and were not read yet.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    bytes: Vec<u8>,
+    read: usize,
+}
+
+impl Decoder {
+    /// Takes what has come, however it was split.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        // Once a batch, so that reading many small frames does not move the rest each time.
+        self.bytes.drain(..self.read);
+        self.read = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next frame; `None` until it is whole.
+    pub(super) fn next(&mut self) -> Result<Option<Frame>, Broken> {
+        let rest = self.bytes.get(self.read..).unwrap_or_default();
+        let is_array = rest.first() == Some(&b'*');
+        let longest = if is_array { LONGEST_ARRAY } else { LONGEST_FRAME };
+        let seen = rest.get(..longest).unwrap_or(rest);
+        match decode(seen) {
+            Ok(Some((frame, length))) => {
+                self.read = self.read.saturating_add(length);
+                Ok(Some(frame))
+            }
+            Ok(None) if seen.len() >= longest => Err(Broken),
+            Ok(None) => Ok(None),
+            Err(_) => Err(Broken),
+        }
+    }
+}
+
+/// Writes a command behind what is in `out`.
+pub(super) fn write(out: &mut Vec<u8>, arguments: &[&[u8]]) {
+    let parts: Vec<_> = arguments.iter().map(|part| BorrowedFrame::BulkString(part)).collect();
+    let command = BorrowedFrame::Array(&parts);
+    let start = out.len();
+    out.resize(start.saturating_add(command.encode_len(false)), 0);
+    // The room is what the encoder asked for, so this cannot fail. If it did, Redis would close the pipe
+    // over the zeros, and the commands on it would fail as they do when it breaks.
+    if let Some(room) = out.get_mut(start..) {
+        let _ = encode_borrowed(room, &command, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames(decoder: &mut Decoder) -> Result<Vec<Frame>, Broken> {
+        std::iter::from_fn(|| decoder.next().transpose()).collect()
+    }
+
+    #[test]
+    fn a_reply_split_at_any_byte_is_the_same_reply() {
+        let stream =
+            b"+OK\r\n$5\r\na\r\nbc\r\n-NOSCRIPT No\r\n:7\r\n*2\r\n$1\r\na\r\n:1\r\n$-1\r\n";
+        let mut whole = Decoder::default();
+        whole.push(stream);
+        let whole = frames(&mut whole).unwrap();
+        assert_eq!(whole.len(), 6);
+        for at in 0..=stream.len() {
+            let (first, second) = stream.split_at(at);
+            let mut decoder = Decoder::default();
+            decoder.push(first);
+            let mut found = frames(&mut decoder).unwrap();
+            decoder.push(second);
+            found.extend(frames(&mut decoder).unwrap());
+            assert_eq!(found, whole, "split at {at}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_promises_too_much_is_broken_and_not_waited_for() {
+        let mut decoder = Decoder::default();
+        decoder.push(b"*100000\r\n");
+        decoder.push(&b"$1\r\na\r\n".repeat(LONGEST_ARRAY));
+        assert_eq!(decoder.next(), Err(Broken));
+        let mut nested = Decoder::default();
+        nested.push(&b"*1\r\n".repeat(1_000_000));
+        assert_eq!(nested.next(), Err(Broken));
+        let mut long = Decoder::default();
+        long.push(b"$999999999\r\n");
+        assert_eq!(long.next(), Ok(None));
+        long.push(&vec![b'a'; LONGEST_FRAME]);
+        assert_eq!(long.next(), Err(Broken));
+    }
+
+    #[test]
+    fn a_command_is_an_array_of_its_parts() {
+        let mut out = b"before".to_vec();
+        write(&mut out, &[b"SET", b"k", b"\r\n\xff", b""]);
+        assert_eq!(out, b"before*4\r\n$3\r\nSET\r\n$1\r\nk\r\n$3\r\n\r\n\xff\r\n$0\r\n\r\n");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..16)) {
+            let mut decoder = Decoder::default();
+            for piece in pieces {
+                decoder.push(&piece);
+                if frames(&mut decoder).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}
