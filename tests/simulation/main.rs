@@ -23,10 +23,15 @@ const SEEDS: u64 = 300;
 
 fn run(faults: Faults) -> world::Totals {
     let mut totals = world::Totals::default();
-    for seed in 0..SEEDS {
-        totals += World::new(seed, faults).run();
+    for two_tiers in [false, true] {
+        let mut here = world::Totals::default();
+        for seed in 0..SEEDS {
+            here += World::new(seed, Faults { two_tiers, ..faults }).run();
+        }
+        assert!(here.executions > 0 && here.answers > 0, "nothing happened: {here:?}");
+        assert_eq!(here.answered_here > 0, two_tiers, "{here:?}");
+        totals += here;
     }
-    assert!(totals.executions > 0 && totals.answers > 0, "nothing happened: {totals:?}");
     totals
 }
 
@@ -47,6 +52,22 @@ fn nothing_runs_twice_when_replies_of_the_store_are_lost() {
 fn nothing_runs_twice_when_commands_to_the_store_are_lost() {
     let totals = run(Faults { command_lost_percent: 20, ..Faults::default() });
     assert!(totals.store_errors > 0, "{totals:?}");
+}
+
+#[test]
+fn nothing_runs_twice_when_commands_reach_the_store_late() {
+    let totals = run(Faults { command_late_percent: 20, ..Faults::default() });
+    assert!(totals.store_errors > 0, "{totals:?}");
+}
+
+#[test]
+fn nothing_runs_twice_when_commands_reach_the_store_twice() {
+    run(Faults { command_twice_percent: 50, ..Faults::default() });
+}
+
+#[test]
+fn nothing_runs_twice_when_words_of_an_end_are_lost() {
+    run(Faults { word_lost_percent: 50, ..Faults::default() });
 }
 
 #[test]
@@ -88,6 +109,10 @@ fn nothing_runs_twice_when_everything_goes_wrong_at_once() {
     run(Faults {
         reply_lost_percent: 10,
         command_lost_percent: 10,
+        command_late_percent: 10,
+        command_twice_percent: 10,
+        word_lost_percent: 10,
+        two_tiers: false,
         store_down: true,
         client_gone_percent: 20,
         worker_dies: true,

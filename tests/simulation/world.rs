@@ -6,6 +6,7 @@ use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::shared_data::{Capacity, MemoryStore};
+use envoy_idempotency::store::tiers::{Begun, Tiers};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::telemetry::Outcome;
 use envoy_idempotency::time::Timestamp;
@@ -13,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::ops::AddAssign;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What may go wrong, named after the fault.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +23,14 @@ pub struct Faults {
     pub reply_lost_percent: u64,
     /// The command never reached the store; the host reports a time-out.
     pub command_lost_percent: u64,
+    /// The command reaches the store when the host has long reported a time-out.
+    pub command_late_percent: u64,
+    /// The connection breaks once the command is carried out, and it is sent again on the next.
+    pub command_twice_percent: u64,
+    /// Word of a claim's end does not come.
+    pub word_lost_percent: u64,
+    /// Each Envoy has a table of its own in front of the store.
+    pub two_tiers: bool,
     /// The store refuses everything for two seconds.
     pub store_down: bool,
     /// The client leaves at any time.
@@ -45,6 +55,7 @@ pub struct Totals {
     pub doubtful: u64,
     pub released: u64,
     pub takeovers: u64,
+    pub answered_here: u64,
 }
 
 impl AddAssign for Totals {
@@ -56,6 +67,7 @@ impl AddAssign for Totals {
         self.doubtful += other.doubtful;
         self.released += other.released;
         self.takeovers += other.takeovers;
+        self.answered_here += other.answered_here;
     }
 }
 
@@ -70,10 +82,14 @@ const CONFIG: &str = r#"{ "rules": [
       "ongoing": { "requeue": { "delay": "100ms", "attempts": 20 } } }
 ] }"#;
 
+/// Shorter than a record's own, so that both ends are met.
+const LOCAL_TTL: Duration = Duration::from_secs(3);
 const LEASE_MILLIS: u64 = 1_000;
 const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
 const UNKNOWN_FOR_MILLIS: [u64; 3] = [3_000, 3_000, 0];
 const TTL_MILLIS: u64 = 8_000;
+/// Longer than a lease.
+const FROZEN_MILLIS: u64 = 2_500;
 const RULES: [&str; 3] = ["reject", "wait", "requeue"];
 const ENVOYS: usize = 2;
 const CLIENTS: usize = 60;
@@ -87,15 +103,51 @@ const EVENTS: usize = 200_000;
 
 #[derive(Debug)]
 enum Event {
-    Arrives { client: usize },
-    CommandArrives { stream: usize, question: Question, command: Command, reply_lost: bool },
-    StoreReplies { stream: usize, question: Question, reply: Result<Reply, StoreError> },
-    Woken { key: Key },
-    Tick { stream: usize },
-    OriginAnswers { stream: usize },
-    BodyEnds { stream: usize },
-    ClientGone { stream: usize },
-    WorkerDies { envoy: usize },
+    Arrives {
+        client: usize,
+    },
+    CommandArrives {
+        stream: usize,
+        question: Question,
+        command: Command,
+        reply_lost: bool,
+    },
+    StoreReplies {
+        stream: usize,
+        question: Question,
+        reply: Result<Reply, StoreError>,
+    },
+    SharedReplies {
+        stream: usize,
+        question: Question,
+        command: Command,
+        reply: Result<Reply, StoreError>,
+    },
+    /// Word in one Envoy, from its own memory.
+    Woken {
+        envoy: usize,
+        key: Key,
+    },
+    /// Word from the store, to every Envoy.
+    Ended {
+        envoy: usize,
+        key: Key,
+    },
+    Tick {
+        stream: usize,
+    },
+    OriginAnswers {
+        stream: usize,
+    },
+    BodyEnds {
+        stream: usize,
+    },
+    ClientGone {
+        stream: usize,
+    },
+    WorkerDies {
+        envoy: usize,
+    },
     WorkerWakes,
 }
 
@@ -148,6 +200,7 @@ pub struct World {
     next_event: u64,
     streams: Vec<Stream>,
     store: MemoryStore<Map>,
+    tiers: Vec<Tiers<Map>>,
     watchers: BTreeMap<Key, Vec<usize>>,
     executions: Vec<Execution>,
     dead: Option<usize>,
@@ -211,6 +264,12 @@ impl World {
             next_event: 0,
             streams: Vec::new(),
             store: MemoryStore::open(Map::default(), "simulation", CAPACITY).unwrap(),
+            tiers: (0..ENVOYS)
+                .map(|_| {
+                    let table = MemoryStore::open(Map::default(), "simulation", CAPACITY).unwrap();
+                    Tiers::new(table, LOCAL_TTL, Duration::from_millis(STORE_TIMEOUT_MILLIS))
+                })
+                .collect(),
             watchers: BTreeMap::new(),
             executions: Vec::new(),
             dead: None,
@@ -232,8 +291,8 @@ impl World {
         }
         if faults.worker_freezes {
             let start = world.now + world.random.below(ARRIVALS_MILLIS);
-            world.frozen = Some((0, start, start + 2_500));
-            world.after(start + 2_500 - world.now, Event::WorkerWakes);
+            world.frozen = Some((0, start, start + FROZEN_MILLIS));
+            world.after(start + FROZEN_MILLIS - world.now, Event::WorkerWakes);
         }
         world
     }
@@ -261,13 +320,14 @@ impl World {
     fn envoy_of(&self, event: &Event) -> Option<usize> {
         match event {
             Event::StoreReplies { stream, .. }
+            | Event::SharedReplies { stream, .. }
             | Event::Tick { stream }
             | Event::OriginAnswers { stream }
             | Event::BodyEnds { stream }
             | Event::ClientGone { stream } => self.streams.get(*stream).map(|stream| stream.envoy),
+            Event::Woken { envoy, .. } | Event::Ended { envoy, .. } => Some(*envoy),
             Event::Arrives { .. }
             | Event::CommandArrives { .. }
-            | Event::Woken { .. }
             | Event::WorkerDies { .. }
             | Event::WorkerWakes => None,
         }
@@ -295,10 +355,23 @@ impl World {
                 }
                 self.feed(stream, Input::StoreReplied { question, reply });
             }
-            Event::Woken { key } => {
-                for stream in self.watchers.get(&key).cloned().unwrap_or_default() {
-                    self.feed(stream, Input::Woken);
+            Event::SharedReplies { stream, question, command, reply } => {
+                if reply.is_err() {
+                    self.totals.store_errors += 1;
                 }
+                let envoy = self.streams[stream].envoy;
+                let now = self.envoy_time(envoy);
+                let concluded = self.tiers[envoy].conclude(&command, reply, now);
+                if concluded.wake {
+                    self.after(1, Event::Woken { envoy, key: command.key() });
+                }
+                self.feed(stream, Input::StoreReplied { question, reply: concluded.reply });
+            }
+            Event::Woken { envoy, key } => self.wake(envoy, key),
+            Event::Ended { envoy, key } => {
+                let now = self.envoy_time(envoy);
+                self.tiers[envoy].ended(key, now);
+                self.wake(envoy, key);
             }
             Event::Tick { stream } => {
                 if self.streams[stream].tick_at.is_some_and(|at| at <= self.now) {
@@ -326,6 +399,14 @@ impl World {
                 }
             }
             Event::WorkerWakes => {}
+        }
+    }
+
+    fn wake(&mut self, envoy: usize, key: Key) {
+        for stream in self.watchers.get(&key).cloned().unwrap_or_default() {
+            if self.streams[stream].envoy == envoy {
+                self.feed(stream, Input::Woken);
+            }
         }
     }
 
@@ -426,15 +507,31 @@ impl World {
 
     fn carry_out(&mut self, stream: usize, order: Order) {
         match order {
-            Order::Ask(question, command) | Order::AskHere(question, command) => {
-                self.send(stream, question, command);
+            Order::Ask(question, command) if self.faults.two_tiers => {
+                let envoy = self.streams[stream].envoy;
+                match self.tiers[envoy].begin(&command, self.envoy_time(envoy)) {
+                    Begun::Answered(executed) => {
+                        self.totals.answered_here += 1;
+                        if executed.wake {
+                            self.after(1, Event::Woken { envoy, key: command.key() });
+                        }
+                        let reply = Ok(executed.reply);
+                        self.after(0, Event::StoreReplies { stream, question, reply });
+                    }
+                    Begun::AskShared => self.send(stream, question, command),
+                }
             }
+            Order::Ask(question, command) => self.send(stream, question, command),
+            Order::AskHere(..) => panic!("no rule says local"),
             Order::Answer(reply) => {
                 assert!(!self.streams[stream].executing, "answered and executed");
                 self.streams[stream].answered = true;
                 self.totals.answers += 1;
                 let replayed = reply.headers.iter().any(|(name, _)| name == b"idempotent-replayed");
                 self.totals.replays += u64::from(replayed);
+                if replayed {
+                    self.check_replay(stream);
+                }
                 self.feed(stream, Input::StreamEnded);
             }
             Order::Watch(key) => self.watchers.entry(key).or_default().push(stream),
@@ -462,17 +559,48 @@ impl World {
         let down = self.down.is_some_and(|(from, to)| (from..to).contains(&self.now));
         if down {
             let reply = Err(StoreError::Unavailable("refused"));
-            return self.after(there, Event::StoreReplies { stream, question, reply });
+            return self.replies(there, stream, question, &command, reply);
         }
-        let command_lost = self.random.chance(self.faults.command_lost_percent);
+        let lost = self.random.chance(self.faults.command_lost_percent);
         let reply_lost = self.random.chance(self.faults.reply_lost_percent);
-        if command_lost || reply_lost {
-            let reply = Err(StoreError::Unavailable("timed out"));
-            self.after(STORE_TIMEOUT_MILLIS, Event::StoreReplies { stream, question, reply });
+        let late = self.random.chance(self.faults.command_late_percent);
+        if lost || reply_lost || late {
+            let reply = Err(StoreError::Unanswered("timed out"));
+            self.replies(STORE_TIMEOUT_MILLIS, stream, question, &command, reply);
         }
-        if !command_lost {
-            self.after(there, Event::CommandArrives { stream, question, command, reply_lost });
+        let twice = self.random.chance(self.faults.command_twice_percent);
+        if twice && !lost {
+            let command = command.clone();
+            self.after(
+                there,
+                Event::CommandArrives { stream, question, command, reply_lost: true },
+            );
         }
+        let delay = match (late, twice) {
+            (true, _) => STORE_TIMEOUT_MILLIS + self.random.below(3_000),
+            (false, true) => 2 * there,
+            (false, false) => there,
+        };
+        if !lost {
+            let reply_lost = reply_lost || late;
+            self.after(delay, Event::CommandArrives { stream, question, command, reply_lost });
+        }
+    }
+
+    fn replies(
+        &mut self,
+        after: u64,
+        stream: usize,
+        question: Question,
+        command: &Command,
+        reply: Result<Reply, StoreError>,
+    ) {
+        let event = if self.faults.two_tiers {
+            Event::SharedReplies { stream, question, command: command.clone(), reply }
+        } else {
+            Event::StoreReplies { stream, question, reply }
+        };
+        self.after(after, event);
     }
 
     fn command_arrives(
@@ -485,16 +613,24 @@ impl World {
         let now = Timestamp::from_millis(self.now);
         let executed = self.store.execute(command, now).unwrap();
         let reply = executed.reply;
-        if executed.wake {
-            // Word takes its time, and may come after the next claim.
-            let after = 1 + self.random.below(30);
-            self.after(after, Event::Woken { key: command.key() });
+        // Redis tells everybody; shared data whoever it knows to wait.
+        let ends = !matches!(command, Command::Claim { .. } | Command::Extend { .. });
+        let tells = self.faults.two_tiers && ends && reply == Reply::Done;
+        if (executed.wake || tells) && !self.random.chance(self.faults.word_lost_percent) {
+            for envoy in 0..ENVOYS {
+                // Word takes its time, and may come after the next claim.
+                let after = 1 + self.random.below(30);
+                let key = command.key();
+                self.after(
+                    after,
+                    if tells { Event::Ended { envoy, key } } else { Event::Woken { envoy, key } },
+                );
+            }
         }
         self.follow(stream, command, &reply);
         if !reply_lost {
             let back = 1 + self.random.below(20);
-            let reply = Ok(reply);
-            self.after(back, Event::StoreReplies { stream, question, reply });
+            self.replies(back, stream, question, command, Ok(reply));
         }
     }
 
@@ -564,6 +700,18 @@ impl World {
         self.totals.executions += 1;
         let after = self.streams[stream].millis_at_origin;
         self.after(after, Event::OriginAnswers { stream });
+    }
+
+    /// A replay is of an execution that is recorded, or that its own Envoy alone knows the end of; the
+    /// record may end while the reply is on its way.
+    fn check_replay(&self, stream: usize) {
+        let on_its_way = if self.faults.worker_freezes { FROZEN_MILLIS + 100 } else { 100 };
+        let operation = self.streams[stream].operation;
+        let recorded = self.executions.iter().any(|execution| {
+            let recorded = execution.free_at.is_none_or(|free_at| self.now < free_at + on_its_way);
+            execution.operation == operation && recorded
+        });
+        assert!(recorded, "{operation:?} is replayed at {} and not recorded", self.now);
     }
 
     fn origin_answers(&mut self, stream: usize) {
