@@ -18,6 +18,7 @@ mod harness;
 mod keys;
 mod ongoing;
 mod outcomes;
+mod redis_harness;
 mod store;
 mod telemetry;
 mod transitions;

@@ -1,12 +1,12 @@
 //! Envoy processes: started from the files in `envoy/`, ended by their id.
 
+use super::process::{Process, Scratch};
+use super::redis::{Redis, RedisCluster, Webdis};
 use super::{PATIENCE, client};
 use serde_json::{Value, json};
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The module that `make wasm` builds; `IDEMPOTENCY_MODULE` names another.
@@ -14,6 +14,9 @@ const MODULE: &str = "target/wasm32-wasip1/release/envoy_idempotency.wasm";
 
 /// The Envoy that `make setup` gets; `ENVOY_BIN` names another.
 const ENVOY: &str = ".tools/envoy";
+
+/// The name of the listener that clients connect to; others lead from Envoy to itself.
+const FRONT: &str = "front";
 
 /// A file that a variable names, or one of this project.
 fn file(variable: &str, default: &str, made_by: &str) -> PathBuf {
@@ -23,9 +26,23 @@ fn file(variable: &str, default: &str, made_by: &str) -> PathBuf {
     path
 }
 
+fn module() -> PathBuf {
+    file("IDEMPOTENCY_MODULE", MODULE, "make wasm")
+}
+
+/// The one of a list that has this name.
+fn named<'a>(list: &'a mut Value, name: &str) -> &'a mut Value {
+    let mut all = list.as_array_mut().unwrap().iter_mut();
+    all.find(|one| one["name"] == name).unwrap_or_else(|| panic!("nothing is named {name}"))
+}
+
 /// A bootstrap file with its ports, paths and configuration replaced.
 #[derive(Clone)]
-pub struct Bootstrap(Value);
+pub struct Bootstrap {
+    file: Value,
+    /// Variables of the process's environment.
+    environment: Vec<(String, String)>,
+}
 
 impl Bootstrap {
     /// `envoy/demo.yaml`, on free ports.
@@ -37,17 +54,78 @@ impl Bootstrap {
     pub fn read(name: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy").join(name);
         let text = std::fs::read_to_string(&path).unwrap();
-        let mut bootstrap: Value = serde_norway::from_str(&text).unwrap();
-        bootstrap["admin"]["address"]["socket_address"]["port_value"] = json!(0);
-        let mut bootstrap = Self(bootstrap);
+        let file: Value = serde_norway::from_str(&text).unwrap();
+        let mut bootstrap = Self { file, environment: Vec::new() };
+        bootstrap.file["admin"]["address"]["socket_address"]["port_value"] = json!(0);
         bootstrap.listener()["address"]["socket_address"]["port_value"] = json!(0);
-        let module = file("IDEMPOTENCY_MODULE", MODULE, "make wasm");
+        let module = module();
         bootstrap.plugin()["vm_config"]["code"]["local"]["filename"] = json!(module);
+        if let Some(bridge) = bootstrap.bridge() {
+            bridge["vm_config"]["code"]["local"]["filename"] = json!(module);
+        }
         bootstrap
     }
 
+    /// `envoy/redis.yaml`, with this Redis.
+    pub fn redis(port: u16) -> Self {
+        Self::read("redis.yaml").endpoints("redis", &[port])
+    }
+
+    /// `envoy/redis-tls.yaml`, with this Redis, its authority and its password.
+    pub fn redis_tls(redis: &Redis) -> Self {
+        let mut bootstrap = Self::read("redis-tls.yaml").endpoints("redis", &[redis.port()]);
+        let tls = &mut bootstrap.cluster("redis")["transport_socket"]["typed_config"];
+        tls["common_tls_context"]["validation_context"]["trusted_ca"]["filename"] =
+            json!(redis.ca_path());
+        bootstrap.env("REDIS_PASSWORD", redis.password().unwrap_or_default())
+    }
+
+    /// `envoy/redis-cluster.yaml`, with these nodes to ask for the others.
+    pub fn redis_cluster(cluster: &RedisCluster) -> Self {
+        Self::read("redis-cluster.yaml").endpoints("redis_nodes", &cluster.ports())
+    }
+
+    /// `envoy/webdis.yaml`, with this Webdis.
+    pub fn webdis(webdis: &Webdis) -> Self {
+        Self::read("webdis.yaml").endpoints("redis", &[webdis.port()])
+    }
+
+    /// The listener that clients connect to.
     fn listener(&mut self) -> &mut Value {
-        &mut self.0["static_resources"]["listeners"][0]
+        named(&mut self.file["static_resources"]["listeners"], FRONT)
+    }
+
+    /// A cluster of this name.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn cluster(&mut self, name: &str) -> &mut Value {
+        named(&mut self.file["static_resources"]["clusters"], name)
+    }
+
+    /// Where a cluster's endpoints listen, all of them on this machine.
+    #[must_use]
+    pub fn endpoints(mut self, cluster: &str, ports: &[u16]) -> Self {
+        let endpoints: Vec<Value> = ports
+            .iter()
+            .map(|port| {
+                let address = json!({ "address": "127.0.0.1", "port_value": port });
+                json!({ "endpoint": { "address": { "socket_address": address } } })
+            })
+            .collect();
+        let assignment = &mut self.cluster(cluster)["load_assignment"]["endpoints"][0];
+        assignment["lb_endpoints"] = json!(endpoints);
+        self
+    }
+
+    /// The bridge to Redis, as Envoy's plugin config; `None` if the file has none.
+    fn bridge(&mut self) -> Option<&mut Value> {
+        let clusters = self.file["static_resources"]["clusters"].as_array_mut()?;
+        let redis = clusters.iter_mut().find(|cluster| cluster["name"] == "redis")?;
+        let options = redis.get_mut("typed_extension_protocol_options")?;
+        let http = options.get_mut("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")?;
+        Some(&mut http.get_mut("http_filters")?[0]["typed_config"]["config"])
     }
 
     /// The HTTP connection manager.
@@ -89,6 +167,25 @@ impl Bootstrap {
         self
     }
 
+    /// Other rules, and whatever else stands in this configuration; the store stays the file's own if
+    /// none is named.
+    #[must_use]
+    pub fn rules(mut self, config: &Value) -> Self {
+        let text = self.plugin()["configuration"]["value"].as_str().unwrap();
+        let mut all: Value = serde_json::from_str(text).unwrap();
+        for (name, value) in config.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        self.config(&all)
+    }
+
+    /// A variable of the environment that Envoy starts in.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Changes anything else.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
@@ -98,47 +195,25 @@ impl Bootstrap {
 
     /// The whole file.
     pub fn value(&mut self) -> &mut Value {
-        &mut self.0
+        &mut self.file
     }
 
     /// Where the origin listens.
     #[must_use]
-    pub fn origin(mut self, port: u16) -> Self {
-        let clusters = &mut self.0["static_resources"]["clusters"];
-        clusters[0]["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
-            ["socket_address"]["port_value"] = json!(port);
-        self
+    pub fn origin(self, port: u16) -> Self {
+        self.endpoints("origin", &[port])
     }
 }
 
 /// A running Envoy. Ends with this value; its log is printed if the test fails.
 pub struct Envoy {
-    child: Child,
-    scratch: Scratch,
+    /// Before the folder, whose log it prints.
+    process: Process,
+    _scratch: Scratch,
     /// Where clients send their requests.
     pub front: SocketAddr,
     /// Where Envoy tells about itself.
     pub admin: SocketAddr,
-}
-
-/// A folder of our own, removed in the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("envoy-idempotency-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 impl Envoy {
@@ -168,11 +243,11 @@ impl Envoy {
 
     async fn try_start(bootstrap: Bootstrap) -> Result<Self, String> {
         let scratch = Scratch::new();
-        let config = scratch.0.join("envoy.json");
-        std::fs::write(&config, bootstrap.0.to_string()).unwrap();
-        let log = File::create(scratch.0.join("log")).unwrap();
-        let admin_path = scratch.0.join("admin");
-        let mut child = Command::new(file("ENVOY_BIN", ENVOY, "make setup"))
+        let config = scratch.file("envoy.json");
+        std::fs::write(&config, bootstrap.file.to_string()).unwrap();
+        let admin_path = scratch.file("admin");
+        let mut command = Command::new(file("ENVOY_BIN", ENVOY, "make setup"));
+        command
             .args(["--concurrency", "2", "--disable-hot-restart", "--log-level", "info"])
             // They list what this Envoy was built with, several pages of it.
             .args(["--component-log-level", "main:warning,config:warning,upstream:warning"])
@@ -182,17 +257,13 @@ impl Envoy {
             .arg(&config)
             .arg("--admin-address-path")
             .arg(&admin_path)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+            .envs(bootstrap.environment);
+        let mut process = Process::start("Envoy", &mut command, &scratch);
         let deadline = Instant::now() + 3 * PATIENCE;
         loop {
-            if child.try_wait().unwrap().is_some() || Instant::now() > deadline {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(std::fs::read_to_string(scratch.0.join("log")).unwrap_or_default());
+            if process.has_ended() || Instant::now() > deadline {
+                process.kill();
+                return Err(process.log());
             }
             let admin =
                 std::fs::read_to_string(&admin_path).ok().and_then(|text| text.trim().parse().ok());
@@ -200,8 +271,7 @@ impl Envoy {
                 && client::get(admin, "/ready").await.is_some_and(|text| text.contains("LIVE"))
                 && let Some(front) = front(admin).await
             {
-                let envoy = Self { child, scratch, front, admin };
-                return Ok(envoy);
+                return Ok(Self { process, _scratch: scratch, front, admin });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -209,7 +279,7 @@ impl Envoy {
 
     /// What Envoy has logged so far, access log included.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.scratch.0.join("log")).unwrap_or_default()
+        self.process.log()
     }
 
     /// A number of Envoy's statistics; `None` if there is none of that name.
@@ -217,6 +287,12 @@ impl Envoy {
         let text = client::get(self.admin, "/stats").await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))?;
         line.trim().parse().ok()
+    }
+
+    /// `idempotency_requests_total` of a rule and outcome.
+    pub async fn counted(&self, rule: &str, outcome: &str) -> u64 {
+        let name = format!("idempotency_requests_total.rule.{rule}.outcome.{outcome}");
+        self.stat(&format!("wasmcustom.{name}")).await.unwrap_or(0)
     }
 
     /// VMs that were made so far: one more than before is one that had stopped and was replaced.
@@ -238,33 +314,40 @@ impl Envoy {
 
     /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()));
         let line = status.unwrap_or_default();
         let line = line.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
     }
 
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Stops it where it stands: its connections stay open, its leases run out, its clock goes on.
+    pub async fn freeze(&self) {
+        self.process.freeze().await;
+    }
+
+    /// Lets it go on.
+    pub async fn thaw(&self) {
+        self.process.thaw().await;
+    }
+
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 }
 
 async fn front(admin: SocketAddr) -> Option<SocketAddr> {
     let text = client::get(admin, "/listeners?format=json").await?;
     let listeners: Value = serde_json::from_str(&text).ok()?;
-    let address = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
+    let mut listeners = listeners["listener_statuses"].as_array()?.iter();
+    let front = listeners.find(|listener| listener["name"] == FRONT)?;
+    let address = &front["local_address"]["socket_address"];
     let port = u16::try_from(address["port_value"].as_u64()?).ok()?;
     Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-}
-
-impl Drop for Envoy {
-    fn drop(&mut self) {
-        self.kill();
-        if std::thread::panicking() {
-            eprintln!("---- Envoy's log ----\n{}---- end ----", self.log());
-        }
-    }
 }

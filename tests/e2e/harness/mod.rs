@@ -7,7 +7,7 @@
 //! assert_eq!(world.executions(), 1);
 //! ```
 //!
-//! Several Envoys of one world are several [`Envoy`]s before one [`Origin`].
+//! Several Envoys that share a Redis are a [`Fleet`].
 
 #![allow(
     dead_code,
@@ -24,10 +24,13 @@
 pub mod client;
 pub mod envoy;
 pub mod origin;
+pub mod process;
+pub mod redis;
 
 pub use client::{Answer, Client, Request};
 pub use envoy::{Bootstrap, Envoy};
 pub use origin::Origin;
+pub use redis::{Redis, RedisCluster, Webdis};
 
 use serde_json::Value;
 use std::future::Future;
@@ -77,8 +80,7 @@ impl World {
 
     /// `idempotency_requests_total` of a rule and outcome.
     pub async fn counted(&self, rule: &str, outcome: &str) -> u64 {
-        let name = format!("idempotency_requests_total.rule.{rule}.outcome.{outcome}");
-        self.envoy.stat(&format!("wasmcustom.{name}")).await.unwrap_or(0)
+        self.envoy.counted(rule, outcome).await
     }
 }
 
@@ -95,6 +97,51 @@ impl World {
             self.envoy.bytes_received().await >= before + bytes.len() as u64
         })
         .await;
+    }
+}
+
+/// Envoys, two workers each, that share a Redis in front of an origin.
+pub struct Fleet {
+    pub envoys: Vec<Envoy>,
+    pub origin: Origin,
+    pub redis: Redis,
+}
+
+impl Fleet {
+    /// Starts two Envoys with `envoy/redis.yaml` and these rules.
+    pub async fn start(rules: Value) -> Self {
+        let redis = Redis::start().await;
+        let bootstrap = Bootstrap::redis(redis.port()).rules(&rules);
+        Self::start_with(redis, vec![bootstrap; 2]).await
+    }
+
+    /// Starts an Envoy for each of these bootstraps, which lead to this Redis.
+    pub async fn start_with(redis: Redis, bootstraps: Vec<Bootstrap>) -> Self {
+        let origin = Origin::start().await;
+        let mut envoys = Vec::new();
+        for bootstrap in bootstraps {
+            envoys.push(Envoy::start(bootstrap.origin(origin.address.port())).await);
+        }
+        Self { envoys, origin, redis }
+    }
+
+    /// A POST to this path of one of the Envoys, over HTTP/1.1, on a connection of its own.
+    pub fn post(&self, envoy: usize, path: &str) -> Request {
+        Request::new(self.envoys[envoy].front, "POST", path)
+    }
+
+    /// Executions at the origin, of all paths, whichever Envoy sent them.
+    pub fn executions(&self) -> usize {
+        self.origin.executions()
+    }
+
+    /// `idempotency_requests_total` of a rule and outcome, of all Envoys together.
+    pub async fn counted(&self, rule: &str, outcome: &str) -> u64 {
+        let mut count = 0;
+        for envoy in &self.envoys {
+            count += envoy.counted(rule, outcome).await;
+        }
+        count
     }
 }
 
