@@ -1,7 +1,8 @@
 //! The harness itself: a server that it starts is what a test takes it for.
 
-use crate::harness::redis::{Redis, RedisCluster, Webdis};
-use crate::harness::{Request, eventually};
+use crate::harness::{Bootstrap, Redis, RedisCluster, Request, Webdis, World, eventually};
+use crate::pay;
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -68,4 +69,51 @@ async fn a_webdis_answers_with_and_without_its_redis() {
     assert_eq!(ask().await.text(), "$5\r\nhello\r\n");
     redis.stop();
     eventually("Webdis says that Redis is gone", async || ask().await.status == 503).await;
+}
+
+/// The filter with its records in memory, and nothing but the file's own listeners and clusters.
+async fn starts(bootstrap: Bootstrap) -> World {
+    let mut config = pay(json!({}));
+    config["store"] = json!({ "memory": {} });
+    let world = World::start_with(bootstrap.rules(&config).with(|file| {
+        // With records in memory, the bridge has nothing to do.
+        let filters = "/typed_extension_protocol_options\
+            /envoy.extensions.upstreams.http.v3.HttpProtocolOptions/http_filters";
+        if let Some(filters) = file.cluster("redis").pointer_mut(filters) {
+            filters.as_array_mut().unwrap().remove(0);
+        }
+    }))
+    .await;
+    let request = world.post("/pay").key("a").caller("alice").json("{}");
+    assert_eq!(request.send().await.status, 200);
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bootstraps_for_redis_start() {
+    starts(Bootstrap::redis(1)).await;
+    starts(Bootstrap::redis_tls(&Redis::tls("open sesame").await)).await;
+    starts(Bootstrap::webdis(&Webdis::start(1).await)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bootstrap_for_a_cluster_starts_and_finds_its_nodes() {
+    let cluster = RedisCluster::start(3).await;
+    let world = starts(Bootstrap::redis_cluster(&cluster)).await;
+    eventually("Envoy knows the nodes", async || {
+        world.envoy.stat("cluster.redis_nodes.membership_healthy").await == Some(3)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_envoy_goes_on_where_it_stood() {
+    let world = World::start(pay(json!({}))).await;
+    world.envoy.freeze().await;
+    let request = world.post("/pay").key("a").caller("alice").json("{}");
+    let answer = tokio::spawn(request.send());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((answer.is_finished(), world.executions()), (false, 0));
+    world.envoy.thaw().await;
+    assert_eq!(answer.await.unwrap().status, 200);
 }
