@@ -95,6 +95,8 @@ pub enum Input<'a> {
     ResponseBody {
         /// Empty when [`Exchange::wants_bytes`] is false.
         chunk: &'a [u8],
+        /// How many bytes they are, whether they are given or not.
+        length: usize,
         /// The response ends here. Never true when trailers follow.
         end_of_stream: bool,
     },

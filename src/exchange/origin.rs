@@ -1,7 +1,7 @@
 //! The right to run was given: the origin answers, and the answer is recorded on its way.
 
 use super::claim::Claim;
-use super::settle::{Rest, settle};
+use super::settle::{Rest, Tail, settle};
 use super::source::{Source, source};
 use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, number, value};
 use crate::config::Rule;
@@ -33,6 +33,7 @@ pub(super) struct Recording {
     status: u16,
     ttl: Duration,
     copy: Copy,
+    tail: Tail,
 }
 
 #[derive(Debug)]
@@ -106,10 +107,11 @@ impl AwaitOrigin {
         if source == Source::Application && value(headers, header::CONTROL).is_some() {
             orders.push(Order::RemoveResponseHeader(header::CONTROL));
         }
-        let rest = Rest::after(end_of_stream);
+        let tail = Tail::announced(headers);
+        let rest = Rest::after(end_of_stream, tail);
         let then = match plan(&rule, headers, source) {
             Plan::Record { status, ttl, copy } => {
-                let recording = Recording { rule, claim, status, ttl, copy };
+                let recording = Recording { rule, claim, status, ttl, copy, tail };
                 if end_of_stream {
                     recording.finish(context)
                 } else {
@@ -229,8 +231,9 @@ impl Recording {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::ResponseBody { chunk, end_of_stream } => {
-                self.more(context, chunk, end_of_stream)
+            Input::ResponseBody { chunk, length, end_of_stream } => {
+                let is_last = self.tail.take(length, end_of_stream);
+                self.more(context, chunk, is_last)
             }
             Input::ResponseTrailers => self.finish(context),
             // Died in the middle, at the origin or at the client: it ran, and nobody has the answer.
@@ -254,15 +257,16 @@ impl Recording {
         }
     }
 
-    fn more(mut self, context: &mut Context, chunk: &[u8], end_of_stream: bool) -> Then {
+    fn more(mut self, context: &mut Context, chunk: &[u8], is_last: bool) -> Then {
         if let Copy::Answer(answer) = &mut self.copy {
             if answer.body.len().saturating_add(chunk.len()) > self.rule.limits.response_body {
-                let Self { rule, claim, status, ttl, .. } = self;
-                return tombstone(context, rule, claim, (status, ttl), Rest::after(end_of_stream));
+                let Self { rule, claim, status, ttl, tail, .. } = self;
+                let rest = Rest::after(is_last, tail);
+                return tombstone(context, rule, claim, (status, ttl), rest);
             }
             answer.body.extend_from_slice(chunk);
         }
-        if end_of_stream {
+        if is_last {
             self.finish(context)
         } else {
             Then::new(State::Recording(self), Flow::Continue)
@@ -270,7 +274,7 @@ impl Recording {
     }
 
     fn finish(self, context: &mut Context) -> Then {
-        let Self { rule, claim, status, ttl, copy } = self;
+        let Self { rule, claim, status, ttl, copy, tail: _ } = self;
         let kept = match copy {
             Copy::Answer(answer) => Kept::Answer(answer),
             Copy::StatusOnly => Kept::StatusOnly,

@@ -3,7 +3,7 @@
 use super::claim::Claim;
 use super::decide::{self, Meeting, RETRY_AFTER_SECONDS};
 use super::origin::AwaitOrigin;
-use super::settle::{self, Rest};
+use super::settle::{self, Rest, Tail};
 use super::{Context, Flow, Input, Order, Question, State, Then, Whom, report};
 use crate::config::{OnStoreError, Ongoing, Rule};
 use crate::key::{Fingerprint, Key};
@@ -138,7 +138,7 @@ impl AwaitClaim {
                 self.woken = true;
                 Then::new(State::AwaitClaim(self), Flow::Hold)
             }
-            Input::ResponseHeaders { .. } => self.disown(Rest::MoreToCome),
+            Input::ResponseHeaders { .. } => self.disown(Rest::MoreToCome(Tail::UNKNOWN)),
             Input::StreamEnded => self.disown(Rest::Gone),
             Input::StoreReplied { .. }
             | Input::RequestHeaders { .. }
@@ -402,7 +402,7 @@ impl Disowned {
                 // Somebody else's record: there is nothing to give back.
                 Ok(Reply::Exists(_)) => match self.rest {
                     Rest::Gone => Then::new(State::Over, Flow::Continue),
-                    Rest::MoreToCome | Rest::LastByte => {
+                    Rest::MoreToCome(_) | Rest::LastByte => {
                         context.pass(&self.rule, Outcome::Rejected)
                     }
                 },

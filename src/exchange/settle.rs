@@ -1,7 +1,9 @@
 //! The end of a claim on its way into the store, and what follows when it does not arrive.
 
 use super::claim::Claim;
-use super::{Context, Flow, Input, Order, Passing, Question, State, Then, Whom};
+use super::{
+    Context, Flow, Headers, Input, Order, Passing, Question, State, Then, Whom, number, value,
+};
 use crate::config::Rule;
 use crate::key::Key;
 use crate::store::{Command, Reply, StoreError};
@@ -29,6 +31,9 @@ pub(super) struct Settling {
     /// Past this point the claim may be somebody else's.
     give_up_at: Timestamp,
     failed: bool,
+    /// The client has got an answer of the filter's: its request is held for good.
+    answered: bool,
+    tail: Tail,
     stream_over: bool,
 }
 
@@ -42,7 +47,7 @@ enum Attempt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     /// More of the response.
-    MoreToCome,
+    MoreToCome(Tail),
     /// Nothing: what ends the response is in the filter's hands.
     LastByte,
     /// The stream is gone.
@@ -50,9 +55,35 @@ pub(super) enum Rest {
 }
 
 impl Rest {
-    /// What is still to come after a piece of the response.
-    pub(super) fn after(end_of_stream: bool) -> Self {
-        if end_of_stream { Self::LastByte } else { Self::MoreToCome }
+    /// What is still to come when the response has `ended`, or has not.
+    pub(super) fn after(ended: bool, tail: Tail) -> Self {
+        if ended { Self::LastByte } else { Self::MoreToCome(tail) }
+    }
+}
+
+/// What a response has announced and not sent yet.
+///
+/// A client that counts bytes has its answer once all have come, and does not wait for the end of the
+/// stream, which HTTP/1 upstreams tell by an empty piece of its own: whoever holds the end must hold the
+/// last byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tail {
+    left: Option<u64>,
+}
+
+impl Tail {
+    /// Nothing is announced: the end of the stream is the end.
+    pub(super) const UNKNOWN: Self = Self { left: None };
+
+    /// As `content-length` says (RFC 9110 section 8.6).
+    pub(super) fn announced(headers: &Headers) -> Self {
+        Self { left: value(headers, "content-length").and_then(number::<u64>) }
+    }
+
+    /// A piece of so many bytes has come; whether the last byte is in it.
+    pub(super) fn take(&mut self, length: usize, end_of_stream: bool) -> bool {
+        self.left = self.left.map(|left| left.saturating_sub(length as u64));
+        end_of_stream || self.left == Some(0)
     }
 }
 
@@ -85,6 +116,8 @@ pub(super) fn take_back(
         attempt: Attempt::InFlight(question),
         give_up_at,
         failed: true,
+        answered: true,
+        tail: Tail::UNKNOWN,
         stream_over: false,
     };
     Then::new(State::Settling(settling), Flow::Hold).order(order)
@@ -100,6 +133,11 @@ pub(super) fn settle_command(
     rest: Rest,
 ) -> Then {
     let (question, order) = context.ask(whom, command.clone());
+    let (flow, tail) = match rest {
+        Rest::LastByte => (Flow::Hold, Tail::UNKNOWN),
+        Rest::MoreToCome(tail) => (Flow::Continue, tail),
+        Rest::Gone => (Flow::Continue, Tail::UNKNOWN),
+    };
     let settling = Settling {
         rule,
         whom,
@@ -107,11 +145,9 @@ pub(super) fn settle_command(
         attempt: Attempt::InFlight(question),
         give_up_at,
         failed: false,
+        answered: false,
+        tail,
         stream_over: rest == Rest::Gone,
-    };
-    let flow = match rest {
-        Rest::LastByte => Flow::Hold,
-        Rest::MoreToCome | Rest::Gone => Flow::Continue,
     };
     Then::new(State::Settling(settling), flow).order(order)
 }
@@ -139,12 +175,17 @@ impl Settling {
                 Attempt::InFlight(asked) if asked == question => self.replied(reply, now),
                 // A heartbeat's reply that was overtaken by the end of the claim.
                 Attempt::InFlight(_) | Attempt::At(_) => {
-                    let flow = self.flow();
+                    let flow = if self.answered { Flow::Hold } else { self.flow() };
                     Then::new(State::Settling(self), flow)
                 }
             },
             Input::Tick => self.retry(context, now),
-            Input::ResponseBody { end_of_stream: true, .. } | Input::ResponseTrailers => {
+            Input::ResponseBody { length, end_of_stream, .. } => {
+                let is_last = self.tail.take(length, end_of_stream);
+                let flow = if is_last { self.flow() } else { Flow::Continue };
+                Then::new(State::Settling(self), flow)
+            }
+            Input::ResponseTrailers => {
                 let flow = self.flow();
                 Then::new(State::Settling(self), flow)
             }
@@ -152,14 +193,18 @@ impl Settling {
                 self.stream_over = true;
                 Then::new(State::Settling(self), Flow::Continue)
             }
-            Input::ResponseBody { end_of_stream: false, .. }
-            | Input::RequestHeaders { .. }
+            Input::RequestHeaders { .. }
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
             | Input::Woken
             | Input::ResponseHeaders { .. } => Then::new(State::Settling(self), Flow::Continue),
         }
+    }
+
+    /// What becomes of what is held once there is no more reason to hold it.
+    fn let_go(&self) -> Flow {
+        if self.answered { Flow::Hold } else { Flow::Continue }
     }
 
     /// The last byte is held until the store has answered once.
@@ -186,7 +231,8 @@ impl Settling {
                 self.attempt = Attempt::At(now.after(RETRY_PAUSE));
                 let said = format!("{rule} {key}: the end of a claim was not recorded: {error}");
                 let records = matches!(self.command, Command::Complete { .. });
-                let then = Then::new(State::Settling(self), Flow::Continue);
+                let flow = self.let_go();
+                let then = Then::new(State::Settling(self), flow);
                 match (first, records) {
                     (true, true) => then
                         .order(Order::Count(Counter::RecordWriteFailures))
@@ -204,7 +250,8 @@ impl Settling {
             Attempt::At(time) if time <= now && now < self.give_up_at => {
                 let (question, order) = context.ask(self.whom, self.command.clone());
                 self.attempt = Attempt::InFlight(question);
-                Then::new(State::Settling(self), Flow::Continue).order(order)
+                let flow = self.let_go();
+                Then::new(State::Settling(self), flow).order(order)
             }
             Attempt::At(_) if now >= self.give_up_at => {
                 let said = format!(
@@ -214,20 +261,24 @@ impl Settling {
                 );
                 self.done().order(Order::Log(Level::Error, said))
             }
-            Attempt::At(_) => Then::new(State::Settling(self), Flow::Continue),
+            Attempt::At(_) => {
+                let flow = self.let_go();
+                Then::new(State::Settling(self), flow)
+            }
             Attempt::InFlight(_) => {
-                let flow = self.flow();
+                let flow = if self.answered { Flow::Hold } else { self.flow() };
                 Then::new(State::Settling(self), flow)
             }
         }
     }
 
     fn done(self) -> Then {
+        let flow = self.let_go();
         let state = if self.stream_over {
             State::Over
         } else {
             State::Passing(Passing { rule: Some(self.rule), ..Passing::default() })
         };
-        Then::new(state, Flow::Continue)
+        Then::new(state, flow)
     }
 }

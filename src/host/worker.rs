@@ -121,9 +121,9 @@ impl Worker {
     }
 
     pub(super) fn response_headers(&mut self, id: u32, end_of_stream: bool) -> Flow {
-        if !self.streams.contains_key(&id) {
-            return Flow::Continue;
-        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
+        // Whoever answered, it was not the origin: the request that is held here goes nowhere any more.
+        stream.held = None;
         // Unreadable: `:status` is absent then, and what became of the request is unknown.
         let headers = abi::headers(Direction::Response).unwrap_or_default();
         let input = Input::ResponseHeaders {
@@ -148,11 +148,12 @@ impl Worker {
         // What was held before is still in the buffer; what was let through is not.
         let start = if stream.held == Some(direction) { stream.consumed.min(size) } else { 0 };
         let wanted = stream.exchange.as_ref().is_some_and(Exchange::wants_bytes);
-        let chunk = if wanted { abi::body(direction, start, size - start) } else { Vec::new() };
+        let length = size - start;
+        let chunk = if wanted { abi::body(direction, start, length) } else { Vec::new() };
         stream.consumed = size;
         let input = match direction {
             Direction::Request => Input::RequestBody { chunk: &chunk, end_of_stream },
-            Direction::Response => Input::ResponseBody { chunk: &chunk, end_of_stream },
+            Direction::Response => Input::ResponseBody { chunk: &chunk, length, end_of_stream },
         };
         self.called(id, direction, input)
     }
