@@ -6,6 +6,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 #![allow(unreachable_pub, missing_docs)]

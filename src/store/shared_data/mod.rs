@@ -156,7 +156,10 @@ impl<S: SharedData> MemoryStore<S> {
             Verdict::Done(Change::Put(head)) => {
                 Verdict::Done(Change::Put(shorten(head, now.after(longest))))
             }
-            verdict => verdict,
+            verdict @ (Verdict::Done(Change::Keep | Change::Remove)
+            | Verdict::Claimed { .. }
+            | Verdict::Exists(_)
+            | Verdict::NotOwner) => verdict,
         };
         match command {
             Command::Complete { token, kept: Kept::Answer(answer), .. } => {
