@@ -35,15 +35,6 @@ pub(super) struct Asker {
     pub(super) question: Question,
 }
 
-/// What comes of a question at once.
-#[derive(Debug)]
-pub(super) enum Asked {
-    /// An answer.
-    Executed(Command, Result<Executed, StoreError>),
-    /// Word to Redis, whose answer comes by an event.
-    OnItsWay(Vec<Event>),
-}
-
 impl Backend {
     /// What all names in shared data begin with.
     pub(super) fn prefix(&self) -> &str {
@@ -53,20 +44,17 @@ impl Backend {
         }
     }
 
-    pub(super) fn ask(&mut self, asker: Asker, command: Command, now: Timestamp) -> Asked {
+    /// What this Envoy's memory says, if that is enough.
+    pub(super) fn known(
+        &self,
+        command: &Command,
+        now: Timestamp,
+    ) -> Option<Result<Executed, StoreError>> {
         match self {
-            Self::Memory(table) => {
-                let executed = table.execute(&command, now);
-                Asked::Executed(command, executed)
-            }
-            Self::Redis(redis) => match redis.tiers.begin(&command, now) {
-                Begun::Answered(executed) => Asked::Executed(command, Ok(executed)),
-                Begun::AskShared => {
-                    redis.tickets = redis.tickets.wrapping_add(1);
-                    let ticket = Ticket(redis.tickets);
-                    redis.asked.insert(ticket, asker);
-                    Asked::OnItsWay(redis.client.ask(ticket, command, now))
-                }
+            Self::Memory(table) => Some(table.execute(command, now)),
+            Self::Redis(redis) => match redis.tiers.begin(command, now) {
+                Begun::Answered(executed) => Some(Ok(executed)),
+                Begun::AskShared => None,
             },
         }
     }
@@ -102,6 +90,14 @@ impl Backend {
 impl Redis {
     pub(super) fn new(tiers: Tiers<EnvoySharedData>, client: Client, lines: Lines) -> Self {
         Self { tiers, client, lines, asked: HashMap::new(), tickets: 0 }
+    }
+
+    /// Sends a command to Redis; what comes of it is an event.
+    pub(super) fn send(&mut self, asker: Asker, command: Command, now: Timestamp) -> Vec<Event> {
+        self.tickets = self.tickets.wrapping_add(1);
+        let ticket = Ticket(self.tickets);
+        self.asked.insert(ticket, asker);
+        self.client.ask(ticket, command, now)
     }
 
     /// Whose command this was.

@@ -2,7 +2,7 @@
 
 use super::abi::{self, Direction};
 use super::alarms::Alarms;
-use super::backend::{Asked, Asker, Backend};
+use super::backend::{Asker, Backend};
 use super::lines::Did;
 use super::metrics::Metrics;
 use super::store::now;
@@ -362,9 +362,12 @@ impl Worker {
     }
 
     fn ask(&mut self, asker: Asker, command: Command, now: Timestamp) {
-        match self.store.ask(asker, command, now) {
-            Asked::Executed(command, executed) => self.executed(asker, &command, executed),
-            Asked::OnItsWay(events) => self.perform(events),
+        if let Some(executed) = self.store.known(&command, now) {
+            return self.executed(asker, &command, executed);
+        }
+        if let Some(redis) = self.store.redis() {
+            let events = redis.send(asker, command, now);
+            self.perform(events);
         }
     }
 
