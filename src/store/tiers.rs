@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | a claim | an execution of this Envoy's | everybody: the shared store would say the same |
 //! | a question | somebody here is asking the shared store | everybody, until it is answered |
-//! | a mirror | a claim or a doubt elsewhere, as it was just now | who comes within [`FRESH`], and who waits for [`pause`] |
+//! | a mirror | a claim or a doubt elsewhere, as it was just now | who comes within ten milliseconds, and who waits for a pause that grows |
 //! | a copy | a finished record | everybody, for `ttl` at the most and never past its own end |
 //!
 //! Claim here, then there; end it there, then here: a failure in between leaves the stricter state.
