@@ -10,7 +10,7 @@
 //! | [`time`] | points in time; no clock | – |
 //! | [`key`] | request → key, fingerprint, caller | `time` |
 //! | [`record`] | what a store keeps under a key; one codec; which answers may be kept | `time`, `key` |
-//! | [`store`] | commands, replies, errors; the table in Envoy's shared data | `time`, `key`, `record` |
+//! | [`store`] | commands, replies, errors; the table in Envoy's shared data; Redis; the two as tiers | `time`, `key`, `record` |
 //! | [`reply`] | local answers: one mapping to HTTP | – |
 //! | [`telemetry`] | every metric, header and log word, once | – |
 //! | [`config`] | JSON → validated rules | all above, except `telemetry` |

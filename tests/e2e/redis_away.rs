@@ -223,6 +223,50 @@ async fn a_password_and_a_prefix_are_used_and_a_wrong_password_is_told() {
     assert!(!log.contains("wrong\""), "{log}");
 }
 
+/// The rights that the README names.
+const RIGHTS: &str = "+evalsha +eval +get +set +getrange +setrange +pexpire +del +time +publish \
+                      +subscribe +unsubscribe";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_needs_no_more_rights_than_the_readme_says() {
+    let readme = include_str!("../../README.md");
+    assert!(
+        readme.contains(&format!("a user with `{RIGHTS}`, keys `~idem:*` and channels `&idem:*`"))
+    );
+    let redis = Redis::start().await;
+    let rights: Vec<_> = RIGHTS.split(' ').filter(|right| !right.is_empty()).collect();
+    let user = ["ACL", "SETUSER", "filter", "on", ">open sesame", "~idem:*", "&idem:*"];
+    assert_eq!(redis.cli(&[&user[..], &rights].concat()).await, "OK");
+    let mut config = pay(json!({ "ongoing": { "wait": { "max": "15s" } } }));
+    config["store"] = json!({ "redis": {
+        "cluster": "redis", "username": "filter", "password_env": "IDEMPOTENCY_TEST_PASSWORD" } });
+    let bootstrap = Bootstrap::redis(redis.port())
+        .config(&config)
+        .with(|bootstrap| {
+            bootstrap.plugin()["vm_config"]["environment_variables"] =
+                json!({ "host_env_keys": ["IDEMPOTENCY_TEST_PASSWORD"] });
+        })
+        .env("IDEMPOTENCY_TEST_PASSWORD", "open sesame");
+    let fleet = Fleet::start_with(redis, vec![bootstrap; 2]).await;
+    let first = with(fleet.post(0, "/pay"), "a").header("x-origin-hold", "it");
+    let first = tokio::spawn(first.send());
+    eventually("the first runs", async || fleet.executions() == 1).await;
+    let waiter = tokio::spawn(with(fleet.post(1, "/pay"), "a").send());
+    eventually("it waits and has subscribed", async || {
+        stat(&fleet.envoys[1], "idempotency_pipes").await >= 2
+    })
+    .await;
+    fleet.origin.release("it");
+    assert_eq!(first.await.unwrap().status, 200);
+    assert!(waiter.await.unwrap().is_replay());
+    let released = with(fleet.post(0, "/pay"), "b").header("x-origin-status", "429");
+    assert_eq!(released.send().await.status, 429);
+    // Nothing but who may not read the settings was refused anything.
+    let denied = fleet.redis.cli(&["ACL", "LOG"]).await;
+    assert!(!denied.contains("eval") && !denied.contains("subscribe"), "{denied}");
+    assert!(!fleet.envoys.iter().any(|envoy| envoy.log().contains("may not")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_evicts_is_warned_about_once() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;

@@ -248,9 +248,18 @@ impl Pipe {
             }
             (Greeting::Policy, Frame::Array(parts)) => {
                 self.policy_known = true;
-                if let [_, Frame::BulkString(policy)] = parts.as_slice()
-                    && policy != b"noeviction"
-                {
+                // Pairs of name and value; redis_proxy gives those of all nodes.
+                let (pairs, _) = parts.as_chunks();
+                let evicts = pairs.iter().find_map(|[_, policy]| match policy {
+                    Frame::BulkString(policy) if policy != b"noeviction" => Some(policy),
+                    Frame::BulkString(_)
+                    | Frame::SimpleString(_)
+                    | Frame::Error(_)
+                    | Frame::Integer(_)
+                    | Frame::Array(_)
+                    | Frame::Null => None,
+                });
+                if let Some(policy) = evicts {
                     let policy = String::from_utf8_lossy(policy);
                     events.push(Event::WarnOnce(format!(
                         "Redis has maxmemory-policy {policy}: it may drop claims and answers, and \
@@ -259,7 +268,7 @@ impl Pipe {
                 }
                 true
             }
-            // Not everybody may ask, and redis_proxy does not know the question.
+            // Not everybody may ask.
             (Greeting::Policy, Frame::Error(_)) => {
                 self.policy_known = true;
                 true

@@ -248,6 +248,8 @@ pub(super) fn reaction(error: &str) -> Reaction {
         "MISCONF" => fail("Redis cannot save its data and takes no writes"),
         "NOPERM" => fail("the Redis user may not run the scripts"),
         "MOVED" | "ASK" => fail("the key is on another node: Redis Cluster needs redis_proxy"),
+        // Envoy's redis_proxy, which has no code for it.
+        "upstream" => Reaction::Fail(StoreError::Unanswered("redis_proxy has lost the key's node")),
         // A failover: the name may lead to the new primary.
         "READONLY" => reopen("Redis is a replica"),
         "MASTERDOWN" => reopen("Redis is a replica without its primary"),
