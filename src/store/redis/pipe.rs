@@ -177,8 +177,9 @@ impl Pipe {
     }
 
     pub(super) fn alarm(&self) -> Option<Timestamp> {
-        let live = self.waiting.iter().find(|waiting| waiting.command.is_some());
-        let late = live.map(|waiting| waiting.deadline);
+        // Not that of the first in line: one that was sent again as text stands behind younger ones.
+        let live = self.waiting.iter().filter(|waiting| waiting.command.is_some());
+        let late = live.map(|waiting| waiting.deadline).min();
         let retry = self.link.retry_at().filter(|_| !self.waiting.is_empty());
         late.into_iter().chain(self.silent_at()).chain(retry).min()
     }

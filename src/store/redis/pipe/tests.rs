@@ -372,7 +372,6 @@ fn a_script_that_redis_does_not_know_is_sent_as_text_behind_what_is_in_flight() 
 }
 
 #[test]
-#[ignore = "the alarm is that of the first in line, which may be later"]
 fn a_command_sent_again_as_text_is_late_by_its_own_time() {
     let mut world = World::greeted();
     world.ask(1, 0);
@@ -781,7 +780,6 @@ impl Run {
 
 proptest! {
     #[test]
-    #[ignore = "the alarm is that of the first in line, which may be later"]
     fn every_command_comes_to_one_end_in_its_time_whatever_happens(
         happenings in prop::collection::vec(happening(), 0..80)
     ) {
