@@ -108,3 +108,6 @@ fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<
         Err(_) => Err(fail("Webdis sent what is no RESP2")),
     }
 }
+
+#[cfg(test)]
+mod tests;
