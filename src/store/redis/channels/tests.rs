@@ -112,6 +112,8 @@ fn a_message_is_for_whom_it_names_and_for_nobody_who_has_gone() {
     assert_eq!(channels.received(&word("message", OTHER), at(1)), []);
     channels.unwatch(KEY, at(2));
     assert_eq!(channels.received(&word("message", KEY), at(3)), []);
+    // Nor is the end of a subscription a word, for who has come meanwhile.
+    channels.watch(KEY, at(3));
     assert_eq!(channels.received(&word("unsubscribe", KEY), at(3)), []);
 }
 
@@ -158,6 +160,11 @@ fn a_connection_that_cannot_be_had_is_tried_again_with_growing_pauses() {
     }
     assert!(pauses[0] < Duration::from_millis(50), "{pauses:?}");
     assert!(pauses[9] >= Duration::from_millis(500), "{pauses:?}");
+    // One that was of use is not held against it.
+    channels.opened(now);
+    channels.received(&word("subscribe", KEY), now);
+    channels.closed(now);
+    assert!(now.until(channels.alarm().unwrap()) < Duration::from_millis(50));
 }
 
 #[test]
@@ -189,6 +196,15 @@ fn a_connection_that_nobody_needs_is_closed_after_ten_seconds() {
     assert_eq!(channels.alarm(), None);
     // It was not missed, so the next who waits has one at once.
     assert_eq!(channels.watch(KEY, at(70_000)), [Event::Open(Line::Channels)]);
+}
+
+#[test]
+fn a_connection_that_took_long_to_open_has_its_ten_seconds_from_then() {
+    let mut channels = channels();
+    channels.watch(KEY, at(0));
+    channels.unwatch(KEY, at(1));
+    assert_eq!(channels.opened(at(20_000)), []);
+    assert_eq!((channels.tick(at(20_000)), channels.alarm()), (Vec::new(), Some(at(30_000))));
 }
 
 #[test]

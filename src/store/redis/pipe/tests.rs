@@ -423,6 +423,28 @@ fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token()
 }
 
 #[test]
+fn a_pipe_that_fell_silent_is_given_up_though_nobody_waits_on_it_any_more() {
+    let mut world = World::greeted();
+    world.ask(1, 0);
+    world.reply(&claimed(1)[..3], 200);
+    world.tick(LATE);
+    assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
+    // The next command would be late on it for nothing.
+    assert_eq!((world.connection, world.alarm()), (Connection::Open, Some(200 + LATE)));
+    world.tick(200 + LATE);
+    assert_eq!((world.connection, world.alarm()), (Connection::None, None));
+}
+
+#[test]
+fn a_pipe_that_was_idle_for_long_is_not_taken_for_a_silent_one() {
+    let mut world = World::greeted();
+    world.ask(1, 10_000);
+    assert_eq!(world.alarm(), Some(10_000 + LATE));
+    world.tick(10_000 + LATE - 1);
+    assert_eq!((world.connection, world.opens), (Connection::Open, 1));
+}
+
+#[test]
 fn half_a_reply_of_a_lost_connection_is_not_read_into_the_next() {
     let mut world = World::greeted();
     world.ask(1, 0);

@@ -109,6 +109,14 @@ fn what_is_no_reply_of_redis_s_leaves_it_open_whether_it_was_done() {
 }
 
 #[test]
+fn without_a_connection_nothing_was_asked() {
+    for body in [&b""[..], b"no healthy upstream"] {
+        let unreachable = StoreError::Unavailable("Webdis or its Redis cannot be reached");
+        assert_eq!(outcome(503, body), Err(unreachable));
+    }
+}
+
+#[test]
 fn a_script_that_redis_does_not_know_is_called_by_its_text_within_the_same_time() {
     let mut webdis = webdis();
     let digest = asked(&mut webdis, 1, claim(1));
