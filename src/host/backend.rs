@@ -1,6 +1,7 @@
 //! The store as a worker has it: a table in shared data alone, or in front of Redis.
 
 use super::lines::Lines;
+use super::parked::Parked;
 use super::store::EnvoySharedData;
 use crate::exchange::Question;
 use crate::store::redis::{Client, Event, Ticket};
@@ -9,6 +10,7 @@ use crate::store::tiers::{Begun, Tiers};
 use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Where records are kept.
 #[derive(Debug)]
@@ -23,6 +25,9 @@ pub(super) struct Redis {
     pub(super) tiers: Tiers<EnvoySharedData>,
     pub(super) client: Client,
     pub(super) lines: Lines,
+    pub(super) parked: Parked,
+    /// How long a command may take.
+    pub(super) timeout: Duration,
     /// Whose question each command is.
     asked: HashMap<Ticket, Asker>,
     tickets: u64,
@@ -44,18 +49,11 @@ impl Backend {
         }
     }
 
-    /// What this Envoy's memory says, if that is enough.
-    pub(super) fn known(
-        &self,
-        command: &Command,
-        now: Timestamp,
-    ) -> Option<Result<Executed, StoreError>> {
+    /// What this Envoy's memory says.
+    pub(super) fn begin(&self, command: &Command, now: Timestamp) -> Result<Begun, StoreError> {
         match self {
-            Self::Memory(table) => Some(table.execute(command, now)),
-            Self::Redis(redis) => match redis.tiers.begin(command, now) {
-                Begun::Answered(executed) => Some(Ok(executed)),
-                Begun::AskShared => None,
-            },
+            Self::Memory(table) => table.execute(command, now).map(Begun::Answered),
+            Self::Redis(redis) => Ok(redis.tiers.begin(command, now)),
         }
     }
 
@@ -75,7 +73,9 @@ impl Backend {
     pub(super) fn alarm(&self) -> Option<Timestamp> {
         match self {
             Self::Memory(_) => None,
-            Self::Redis(redis) => redis.client.alarm(),
+            Self::Redis(redis) => {
+                redis.client.alarm().into_iter().chain(redis.parked.alarm()).min()
+            }
         }
     }
 
@@ -88,8 +88,14 @@ impl Backend {
 }
 
 impl Redis {
-    pub(super) fn new(tiers: Tiers<EnvoySharedData>, client: Client, lines: Lines) -> Self {
-        Self { tiers, client, lines, asked: HashMap::new(), tickets: 0 }
+    pub(super) fn new(
+        tiers: Tiers<EnvoySharedData>,
+        client: Client,
+        lines: Lines,
+        timeout: Duration,
+    ) -> Self {
+        let (parked, asked) = (Parked::default(), HashMap::new());
+        Self { tiers, client, lines, parked, timeout, asked, tickets: 0 }
     }
 
     /// Sends a command to Redis; what comes of it is an event.

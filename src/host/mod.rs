@@ -6,6 +6,7 @@ mod backend;
 mod bridge;
 mod lines;
 mod metrics;
+mod parked;
 mod store;
 mod tokens;
 mod waiters;
@@ -104,7 +105,12 @@ impl Root {
                 let seed = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
                 let client = Client::new(settings, *transport, seed);
                 let lines = Lines::new(self.id, cluster.clone());
-                Ok(Backend::Redis(Box::new(backend::Redis::new(tiers, client, lines))))
+                Ok(Backend::Redis(Box::new(backend::Redis::new(
+                    tiers,
+                    client,
+                    lines,
+                    settings.timeout,
+                ))))
             }
         }
     }

@@ -50,9 +50,9 @@ impl Waiters {
         }
     }
 
-    /// From now on `stream` is among those that [`Waiters::woken`] names.
+    /// From now on `stream` is among those that [`Waiters::of`] names.
     pub(super) fn watch(&mut self, key: Key, stream: u32, now: Timestamp) {
-        self.show(now);
+        self.listen(now);
         self.by_key.entry(key).or_default().push(stream);
     }
 
@@ -88,18 +88,16 @@ impl Waiters {
         self.by_key.is_empty()
     }
 
-    /// Takes the messages out of this worker's queue: the streams to wake, in the order they came.
-    pub(super) fn woken(&self, queue: u32) -> Vec<u32> {
-        let mut streams = Vec::new();
+    /// Takes the messages out of this worker's queue: keys whose claim has ended.
+    pub(super) fn ended(&self, queue: u32) -> Vec<Key> {
+        let mut keys = Vec::new();
         if self.queue != Some(queue) {
-            return streams;
+            return keys;
         }
         while let Some(message) = abi::dequeue(queue) {
-            if let Ok(digest) = message.try_into() {
-                streams.extend(self.by_key.get(&Key(digest)).into_iter().flatten());
-            }
+            keys.extend(message.try_into().map(Key));
         }
-        streams
+        keys
     }
 
     /// Tells every worker that the claim on `key` has ended.
@@ -114,18 +112,18 @@ impl Waiters {
     /// Gives a sign of life, if one is due. Without waiters none is needed.
     pub(super) fn keep_alive(&mut self, now: Timestamp) {
         if !self.is_empty() {
-            self.show(now);
+            self.listen(now);
         }
     }
 
-    /// Puts this worker's queue into the list, unless it has been put there lately.
-    fn show(&mut self, now: Timestamp) {
+    /// Puts this worker's queue into the list, unless it has been put there lately: whether it was put.
+    pub(super) fn listen(&mut self, now: Timestamp) -> bool {
         if self.shown_at.is_some_and(|shown| now < shown.after(SIGN_OF_LIFE)) {
-            return;
+            return false;
         }
         let Some(queue) = self.own_queue() else {
             log::error!("no shared queue to be had: waiters are woken by time alone");
-            return;
+            return false;
         };
         for _ in 0..TRIES {
             let (list, cas) = abi::shared_data(&self.list);
@@ -133,10 +131,11 @@ impl Waiters {
             // Absent: `u32::MAX` makes it an insertion, as the store proved at start.
             if abi::set_shared_data(&self.list, &list, cas.unwrap_or(u32::MAX)).is_ok() {
                 self.shown_at = Some(now);
-                return;
+                return true;
             }
         }
         log::warn!("the list of queues is contended: waiters are woken by time for a while");
+        false
     }
 }
 

@@ -5,6 +5,7 @@ use super::alarms::Alarms;
 use super::backend::{Asker, Backend};
 use super::lines::Did;
 use super::metrics::Metrics;
+use super::parked::Waiting;
 use super::store::now;
 use super::tokens::Tokens;
 use super::waiters::Waiters;
@@ -14,6 +15,7 @@ use crate::key::{Attributes, Key};
 use crate::reply::{Code, LocalReply, Problem};
 use crate::store::redis::{Event, Line};
 use crate::store::shared_data::{Executed, INSERT};
+use crate::store::tiers::Begun;
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::FILTER_STATE;
 use crate::time::Timestamp;
@@ -29,6 +31,10 @@ const SHORT_TICK: Duration = Duration::from_millis(20);
 /// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is
 /// due three times in it.
 const LONG_TICK: Duration = Duration::from_millis(100);
+
+/// When a question that waits for another looks by itself, should the word get lost: a fraction of the
+/// shortest time a person notices.
+const LOST_WORD: Duration = Duration::from_millis(50);
 
 /// The status of a call that Envoy would not make, as if it had found no connection.
 const NO_CONNECTION: u16 = 503;
@@ -179,8 +185,12 @@ impl Worker {
 
     pub(super) fn queue_ready(&mut self, queue: u32) {
         self.as_root();
-        for id in self.waiters.woken(queue) {
-            self.come_back(id, Input::Woken);
+        for key in self.waiters.ended(queue) {
+            if let Some(redis) = self.store.redis() {
+                let parked = redis.parked.of(key);
+                self.unpark(parked, false, now());
+            }
+            self.ended.push_back(key);
         }
         self.deliver();
     }
@@ -226,7 +236,9 @@ impl Worker {
         self.as_root();
         if let Some(redis) = self.store.redis() {
             let events = redis.client.tick(now);
+            let parked = redis.parked.due(now);
             self.perform(events);
+            self.unpark(parked, false, now);
             self.as_root();
         }
         self.deliver();
@@ -362,12 +374,45 @@ impl Worker {
     }
 
     fn ask(&mut self, asker: Asker, command: Command, now: Timestamp) {
-        if let Some(executed) = self.store.known(&command, now) {
-            return self.executed(asker, &command, executed);
-        }
-        if let Some(redis) = self.store.redis() {
-            let events = redis.send(asker, command, now);
-            self.perform(events);
+        self.begin(asker, command, now, now);
+    }
+
+    /// Begins with a question that is asked since then.
+    fn begin(&mut self, asker: Asker, command: Command, since: Timestamp, now: Timestamp) {
+        let executed = match self.store.begin(&command, now) {
+            Ok(Begun::Answered(executed)) => Ok(executed),
+            Err(error) => Err(error),
+            Ok(Begun::Undecided(_)) if self.waiters.listen(now) => {
+                // The answer may have come before anybody knew that this worker listens.
+                return self.begin(asker, command, since, now);
+            }
+            Ok(Begun::Undecided(until)) => {
+                if let Some(redis) = self.store.redis() {
+                    redis.parked.park(asker, command, since, until.min(now.after(LOST_WORD)));
+                }
+                return self.hurry(self.store.alarm(), now);
+            }
+            Ok(Begun::AskShared) => {
+                if let Some(redis) = self.store.redis() {
+                    let events = redis.send(asker, command, now);
+                    self.perform(events);
+                }
+                return;
+            }
+        };
+        self.executed(asker, &command, executed);
+    }
+
+    /// Questions on this key begin again, or fail as the one that they waited for.
+    fn unpark(&mut self, waiting: Vec<Waiting>, failed: bool, now: Timestamp) {
+        for Waiting { asker, command, since, .. } in waiting {
+            let late = self.store.redis().is_none_or(|redis| since.after(redis.timeout) <= now);
+            if failed || late {
+                let error = StoreError::Unavailable("the same question got no answer");
+                self.executed(asker, &command, Err(error));
+            } else {
+                self.begin(asker, command, since, now);
+            }
         }
     }
 
@@ -420,13 +465,19 @@ impl Worker {
                 Event::Replied(ticket, command, reply) => {
                     let Some(asker) = redis.asker(ticket) else { continue };
                     let concluded = redis.tiers.conclude(&command, reply, now);
-                    self.changed(command.key(), concluded.wake, concluded.evicted);
+                    let key = command.key();
+                    let parked = redis.parked.of(key);
+                    self.changed(key, concluded.wake, concluded.evicted);
                     self.metrics.operation(&command, &concluded.reply);
+                    let failed = concluded.reply.is_err();
                     self.settled.push_back((asker, concluded.reply));
+                    self.unpark(parked, failed, now);
                 }
                 Event::Ended(key) => {
                     redis.tiers.ended(key, now);
                     self.ended.push_back(key);
+                    let parked = redis.parked.of(key);
+                    self.unpark(parked, false, now);
                 }
                 Event::Warn(text) => log::warn!("{text}"),
                 Event::WarnOnce(text) => {

@@ -6,7 +6,7 @@
 //! | in the table | what it is | for whom it is good enough |
 //! |---|---|---|
 //! | a claim | an execution of this Envoy's | everybody: the shared store would say the same |
-//! | a question | somebody here is asking the shared store | everybody, until it is answered |
+//! | a question | somebody here is asking the shared store | nobody: everybody waits for the answer |
 //! | a mirror | a claim or a doubt elsewhere, as it was just now | who comes within ten milliseconds, and who waits for a pause that grows |
 //! | a copy | a finished record | everybody, for `ttl` at the most and never past its own end |
 //!
@@ -40,6 +40,10 @@ fn pause(age: Duration) -> Duration {
 /// The attempt of what is no execution of this Envoy's: a mirror, or the question of who may run.
 const NOT_HERE: u32 = 0;
 
+/// The bit in the attempts of what was decided without the shared store: it knows nothing of that, so what
+/// the table has of it is the truth. Nobody comes to two thousand million attempts.
+const ALONE: u32 = 1 << 31;
+
 /// The table in front.
 #[derive(Clone, Debug)]
 pub struct Tiers<S> {
@@ -53,6 +57,9 @@ pub struct Tiers<S> {
 pub enum Begun {
     /// Everything.
     Answered(Executed),
+    /// Somebody here is asking the shared store: begin again when they have been answered, at the latest
+    /// then. Whoever ends the question tells, as who ends a claim does.
+    Undecided(Timestamp),
     /// Nothing: ask the shared store, and bring its reply to [`Tiers::conclude`].
     AskShared,
 }
@@ -87,7 +94,20 @@ impl<S: SharedData> Tiers<S> {
     ///
     /// Those of the table.
     pub fn alone(&self, command: &Command, now: Timestamp) -> Result<Executed, StoreError> {
-        self.table.execute(command, now)
+        let Command::Claim { key, watch, .. } = command else {
+            return self.table.execute(command, now);
+        };
+        let judge = |head: Option<&Head>| match life::apply(head, command, now) {
+            Verdict::Claimed { attempt, change: Change::Put(head) } => {
+                let head = Head { attempt: attempt | ALONE, ..head };
+                Verdict::Claimed { attempt: attempt & !ALONE, change: Change::Put(head) }
+            }
+            Verdict::Claimed { attempt, change: change @ (Change::Keep | Change::Remove) } => {
+                Verdict::Claimed { attempt: attempt & !ALONE, change }
+            }
+            other @ (Verdict::Exists(_) | Verdict::Done(_) | Verdict::NotOwner) => other,
+        };
+        self.table.look(*key, &judge, *watch, now)
     }
 
     /// Looks at what is known here.
@@ -95,23 +115,27 @@ impl<S: SharedData> Tiers<S> {
         let Command::Claim { key, watch, .. } = command else { return Begun::AskShared };
         let judge = |head: Option<&Head>| self.judge(head, command, now);
         // A table that is full or contended is no reason to refuse anybody.
-        let Ok(executed) = self.table.look(*key, &judge, *watch, now) else {
+        let Ok(mut executed) = self.table.look(*key, &judge, *watch, now) else {
             return Begun::AskShared;
         };
+        if question_of(&executed.reply).is_some() && !watch {
+            // Now leave word, too: it may have been answered in between.
+            match self.table.look(*key, &judge, true, now) {
+                Ok(again) => executed = again,
+                Err(_) => return Begun::AskShared,
+            }
+        }
+        if let Some(until) = question_of(&executed.reply) {
+            return Begun::Undecided(until);
+        }
         let Reply::Exists(record) = &executed.reply else { return Begun::AskShared };
         match &record.state {
-            // It may be left of a copy whose answer had to go.
-            State::Finished { kept: Kept::Nothing, .. } => Begun::AskShared,
-            // Of an execution without the shared store, which may know better by now.
-            State::Unknown { .. } if record.attempt != NOT_HERE => Begun::AskShared,
             State::Ongoing { .. } if is_mirror(&record.head()) => {
                 let look_again = now.after(good_for(record.first_seen, *watch, now));
                 let reply = Reply::Exists(until_then(record, look_again));
                 Begun::Answered(Executed { reply, ..executed })
             }
-            State::Ongoing { .. }
-            | State::Unknown { .. }
-            | State::Finished { kept: Kept::Answer(_) | Kept::StatusOnly, .. } => {
+            State::Ongoing { .. } | State::Unknown { .. } | State::Finished { .. } => {
                 Begun::Answered(executed)
             }
         }
@@ -136,6 +160,9 @@ impl<S: SharedData> Tiers<S> {
             Verdict::Claimed { attempt: NOT_HERE, change: Change::Put(head) }
         };
         let Some(head) = head else { return question() };
+        if is_left_over(head) {
+            return question();
+        }
         if is_mirror(head) {
             let until = match head.state {
                 State::Ongoing { lease_until: until, .. }
@@ -263,6 +290,19 @@ impl<S: SharedData> Tiers<S> {
     }
 }
 
+/// Until when at the latest somebody here is asking, if that is what a look has met.
+fn question_of(reply: &Reply) -> Option<Timestamp> {
+    let Reply::Exists(record) = reply else { return None };
+    match record.state {
+        State::Ongoing { lease_until, .. }
+            if record.attempt == NOT_HERE && !is_mirror(&record.head()) =>
+        {
+            Some(lease_until)
+        }
+        State::Ongoing { .. } | State::Unknown { .. } | State::Finished { .. } => None,
+    }
+}
+
 /// Whether it stands for something elsewhere.
 fn is_mirror(head: &Head) -> bool {
     head.attempt == NOT_HERE
@@ -270,6 +310,12 @@ fn is_mirror(head: &Head) -> bool {
             State::Ongoing { unknown_for, .. } => !unknown_for.is_zero(),
             State::Unknown { .. } | State::Finished { .. } => true,
         }
+}
+
+/// Whether the shared store has more to say: its answer had to go from the table, or never fitted.
+fn is_left_over(head: &Head) -> bool {
+    let kept_here = head.attempt & ALONE != 0;
+    !kept_here && matches!(head.state, State::Finished { kept: Kept::Nothing, .. })
 }
 
 /// How old a mirror may be.

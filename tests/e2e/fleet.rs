@@ -298,3 +298,22 @@ async fn who_has_the_first_answer_finds_its_record_on_every_envoy() {
     }
     assert_eq!(fleet.executions(), ran + 75);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_at_an_envoy_that_knows_nothing_is_replayed_by_one_question() {
+    let fleet = Fleet::start(pay(json!({}))).await;
+    let mut questions = 0;
+    for number in 0..10 {
+        let key = format!("key-{number}");
+        let post = |envoy| fleet.post(envoy, "/pay").key(&key).caller("alice").json("{}").send();
+        assert!(!post(0).await.is_replay());
+        let before = fleet.redis.script_calls().await;
+        let burst: Vec<_> = (0..50).map(|_| tokio::spawn(post(1))).collect();
+        for task in burst {
+            let answer = task.await.unwrap();
+            assert!(answer.is_replay(), "{}", answer.text());
+        }
+        questions += fleet.redis.script_calls().await - before;
+    }
+    assert_eq!((questions, fleet.executions()), (10, 10));
+}

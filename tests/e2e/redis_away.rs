@@ -41,7 +41,7 @@ async fn stat(envoy: &Envoy, name: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_when_redis_is_away_and_served_when_it_is_back() {
-    let mut fleet = Fleet::start(pay(json!({}))).await;
+    let mut fleet = Fleet::start_as_it_is(pay(json!({}))).await;
     // Away at start …
     fleet.redis.stop();
     for number in 0..5 {
@@ -66,7 +66,7 @@ async fn refused_when_redis_is_away_and_served_when_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_in_time_when_redis_hangs_and_nothing_is_left_in_doubt() {
-    let fleet = Fleet::start(pay(json!({}))).await;
+    let fleet = Fleet::start_as_it_is(pay(json!({}))).await;
     assert_eq!(with(fleet.post(0, "/pay"), "a").send().await.status, 200);
     fleet.redis.freeze().await;
     for number in 0..8 {
@@ -89,7 +89,7 @@ async fn refused_in_time_when_redis_hangs_and_nothing_is_left_in_doubt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decided_here_alone_when_the_rule_says_local() {
-    let mut fleet = Fleet::start(pay(json!({ "on_store_error": "local" }))).await;
+    let mut fleet = Fleet::start_as_it_is(pay(json!({ "on_store_error": "local" }))).await;
     fleet.redis.stop();
     for number in 0..5 {
         let key = format!("key-{number}");
@@ -124,7 +124,7 @@ async fn decided_here_alone_when_the_rule_says_local() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn let_pass_when_the_rule_says_pass() {
-    let mut fleet = Fleet::start(pay(json!({ "on_store_error": "pass" }))).await;
+    let mut fleet = Fleet::start_as_it_is(pay(json!({ "on_store_error": "pass" }))).await;
     fleet.redis.stop();
     for _ in 0..3 {
         let answer = in_time(with(fleet.post(0, "/pay"), "a")).await;
@@ -140,7 +140,7 @@ async fn let_pass_when_the_rule_says_pass() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_reaches_its_client_when_redis_dies_while_the_origin_runs() {
-    let mut fleet = Fleet::start(pay(json!({ "lease": "5s" }))).await;
+    let mut fleet = Fleet::start_as_it_is(pay(json!({ "lease": "5s" }))).await;
     let first = with(fleet.post(0, "/pay"), "a").header("x-origin-hold", "it");
     let first = tokio::spawn(first.send());
     eventually("the first runs", async || fleet.executions() == 1).await;
@@ -158,7 +158,7 @@ async fn an_answer_reaches_its_client_when_redis_dies_while_the_origin_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_is_written_when_redis_wakes_up_within_the_claims_life() {
-    let fleet = Fleet::start(pay(json!({ "lease": "10s" }))).await;
+    let fleet = Fleet::start_as_it_is(pay(json!({ "lease": "10s" }))).await;
     let first = with(fleet.post(0, "/pay"), "a").header("x-origin-hold", "it");
     let first = tokio::spawn(first.send());
     eventually("the first runs", async || fleet.executions() == 1).await;
@@ -178,7 +178,7 @@ async fn a_record_is_written_when_redis_wakes_up_within_the_claims_life() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_under_a_key_is_a_store_error_and_never_a_miss() {
-    let fleet = Fleet::start(pay(json!({}))).await;
+    let fleet = Fleet::start_as_it_is(pay(json!({}))).await;
     assert_eq!(with(fleet.post(0, "/pay"), "a").send().await.status, 200);
     let key = fleet.redis.keys("idem:*").await.remove(0);
     let record = fleet.redis.bytes(&key).await;

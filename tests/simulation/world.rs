@@ -56,6 +56,7 @@ pub struct Totals {
     pub released: u64,
     pub takeovers: u64,
     pub answered_here: u64,
+    pub undecided: u64,
 }
 
 impl AddAssign for Totals {
@@ -68,6 +69,7 @@ impl AddAssign for Totals {
         self.released += other.released;
         self.takeovers += other.takeovers;
         self.answered_here += other.answered_here;
+        self.undecided += other.undecided;
     }
 }
 
@@ -122,6 +124,12 @@ enum Event {
         question: Question,
         command: Command,
         reply: Result<Reply, StoreError>,
+    },
+    /// What waited for another to be answered begins again.
+    BeginsAgain {
+        stream: usize,
+        question: Question,
+        command: Command,
     },
     /// Word in one Envoy, from its own memory.
     Woken {
@@ -324,6 +332,7 @@ impl World {
         match event {
             Event::StoreReplies { stream, .. }
             | Event::SharedReplies { stream, .. }
+            | Event::BeginsAgain { stream, .. }
             | Event::Tick { stream }
             | Event::OriginAnswers { stream }
             | Event::BodyEnds { stream }
@@ -370,6 +379,9 @@ impl World {
                     self.after(1, Event::Woken { envoy, key: command.key() });
                 }
                 self.feed(stream, Input::StoreReplied { question, reply: concluded.reply });
+            }
+            Event::BeginsAgain { stream, question, command } => {
+                self.begin(stream, question, command);
             }
             Event::Woken { envoy, key } => self.wake(envoy, key),
             Event::Ended { envoy, key } => {
@@ -520,18 +532,7 @@ impl World {
     fn carry_out(&mut self, stream: usize, order: Order) {
         match order {
             Order::Ask(question, command) if self.faults.two_tiers => {
-                let envoy = self.streams[stream].envoy;
-                match self.tiers[envoy].begin(&command, self.envoy_time(envoy)) {
-                    Begun::Answered(executed) => {
-                        self.totals.answered_here += 1;
-                        if executed.wake {
-                            self.after(1, Event::Woken { envoy, key: command.key() });
-                        }
-                        let reply = Ok(executed.reply);
-                        self.after(0, Event::StoreReplies { stream, question, reply });
-                    }
-                    Begun::AskShared => self.send(stream, question, command),
-                }
+                self.begin(stream, question, command);
             }
             Order::Ask(question, command) => self.send(stream, question, command),
             Order::AskHere(..) => panic!("no rule says local"),
@@ -564,6 +565,26 @@ impl World {
             | Order::RemoveResponseHeader(_)
             | Order::Count(_)
             | Order::Log(..) => {}
+        }
+    }
+
+    fn begin(&mut self, stream: usize, question: Question, command: Command) {
+        let envoy = self.streams[stream].envoy;
+        match self.tiers[envoy].begin(&command, self.envoy_time(envoy)) {
+            Begun::Answered(executed) => {
+                self.totals.answered_here += 1;
+                if executed.wake {
+                    self.after(1, Event::Woken { envoy, key: command.key() });
+                }
+                let reply = Ok(executed.reply);
+                self.after(0, Event::StoreReplies { stream, question, reply });
+            }
+            Begun::Undecided(_) => {
+                self.totals.undecided += 1;
+                let after = 1 + self.random.below(50);
+                self.after(after, Event::BeginsAgain { stream, question, command });
+            }
+            Begun::AskShared => self.send(stream, question, command),
         }
     }
 

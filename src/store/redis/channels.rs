@@ -88,6 +88,7 @@ impl Channels {
             match self.decoder.next() {
                 Ok(Some(Frame::Array(parts))) => {
                     self.link.proved();
+                    self.refused_until = None;
                     events.extend(self.word(&parts));
                 }
                 Ok(Some(Frame::Error(error))) => {

@@ -160,7 +160,8 @@ impl Pipe {
 
     pub(super) fn closed(&mut self, now: Timestamp) -> Vec<Event> {
         let mut events = Vec::new();
-        self.gone(now, &mut events);
+        let missed = self.is_missed();
+        self.gone(missed, now, &mut events);
         events
     }
 
@@ -168,7 +169,9 @@ impl Pipe {
         let mut events = Vec::new();
         self.fail_late(now, &mut events);
         if self.silent_at().is_some_and(|silent_at| silent_at <= now) {
-            self.reopen(now, &mut events);
+            // It was missed, even if all that missed it have given up by now.
+            events.push(Event::Close(Line::Commands));
+            self.gone(true, now, &mut events);
         }
         if !self.waiting.is_empty() && self.link.begin(now) {
             events.push(Event::Open(Line::Commands));
@@ -299,18 +302,23 @@ impl Pipe {
 
     fn reopen(&mut self, now: Timestamp, events: &mut Vec<Event>) {
         events.push(Event::Close(Line::Commands));
-        self.gone(now, events);
+        let missed = self.is_missed();
+        self.gone(missed, now, events);
+    }
+
+    fn is_missed(&self) -> bool {
+        self.waiting.iter().any(|waiting| waiting.command.is_some())
     }
 
     /// The connection is no more; what waits is sent again on the next, unless there is no hope of one.
-    fn gone(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+    fn gone(&mut self, missed: bool, now: Timestamp, events: &mut Vec<Event>) {
         self.decoder = Decoder::default();
         self.greetings.clear();
         self.waiting.retain_mut(|waiting| {
             waiting.sent_at = None;
             waiting.command.is_some()
         });
-        self.link.closed(!self.waiting.is_empty(), now);
+        self.link.closed(missed, now);
         if self.link.is_down(now) {
             self.bytes = 0;
             for waiting in self.waiting.drain(..) {

@@ -86,12 +86,20 @@ impl Webdis {
     }
 }
 
+/// Envoy's words for a request that went nowhere (Envoy docs, "Response code details").
+const NOT_SENT: [&[u8]; 2] = [b"connection failure", b"no healthy upstream"];
+
+fn contains(text: &[u8], wanted: &[u8]) -> bool {
+    text.windows(wanted.len()).any(|window| window == wanted)
+}
+
 fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<Reply, Reaction> {
     let fail = |why| Reaction::Fail(StoreError::Unanswered(why));
     match status {
         200 => {}
-        // What Envoy makes of no connection, and Webdis of no Redis.
-        503 => {
+        // Webdis's own, without a word, when it has no Redis; Envoy's, when it has no Webdis. Envoy says as
+        // well when a connection broke that was there: the command may have been carried out then.
+        503 if body.is_empty() || NOT_SENT.iter().any(|said| contains(body, said)) => {
             let why = "Webdis or its Redis cannot be reached";
             return Err(Reaction::Fail(StoreError::Unavailable(why)));
         }

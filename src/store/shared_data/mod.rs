@@ -59,7 +59,7 @@ pub struct MemoryStore<S> {
 pub struct Executed {
     /// The store's word.
     pub reply: Reply,
-    /// The command ended a claim that somebody watches.
+    /// The command ended a claim that somebody watches, or another has taken its place.
     pub wake: bool,
     /// Records dropped before their time, or their answers: those records are tombstones now.
     pub evicted: u32,
@@ -345,6 +345,7 @@ impl<S: SharedData> MemoryStore<S> {
             Change::Keep | Change::Remove => return Ok(done(reply, false, &[])),
         };
         let used = opened.bucket.next_use();
+        let before = opened.found.as_ref().map(|(_, entry)| (entry.head.token, entry.head.attempt));
         let (place, dropped, watched) = match opened.found.take() {
             Some((place, entry)) => {
                 // A record that was over may leave an answer behind.
@@ -360,10 +361,12 @@ impl<S: SharedData> MemoryStore<S> {
                 None => return Err(StoreError::Full),
             },
         };
-        let (wake, watched) = match &head.state {
-            State::Ongoing { .. } => (false, watched),
-            State::Unknown { .. } | State::Finished { .. } => (watched, false),
-        };
+        // Who waits is told of every change but a heartbeat.
+        let same_claim = before.is_some_and(|(token, attempt)| {
+            (token, attempt) == (head.token, head.attempt)
+                && matches!(head.state, State::Ongoing { .. })
+        });
+        let (wake, watched) = (watched && !same_claim, watched && same_claim);
         let entry = Entry { key, head, answer_bytes: 0, used, watched };
         opened.bucket.put(place, &entry);
         let dropped = Vec::from_iter(dropped);

@@ -35,6 +35,9 @@ impl SharedData for &Map {
     }
 }
 
+/// Of all requests but the one that differs.
+const SAME: Fingerprint = Fingerprint([9; 32]);
+
 /// One bucket, whose answers may take 16 KiB.
 const CAPACITY: Capacity =
     Capacity { entries: 64, budget_bytes: 24 << 10, largest_answer: 64 << 10 };
@@ -73,7 +76,7 @@ fn claim_of(key: Key, number: u8, watch: bool) -> Command {
     Command::Claim {
         key,
         token: token(number),
-        fingerprint: Fingerprint([number; 32]),
+        fingerprint: SAME,
         lease: LEASE,
         unknown_for: UNKNOWN_FOR,
         watch,
@@ -101,15 +104,9 @@ fn answer(bytes: usize) -> Kept {
     Kept::Answer(Answer { headers, body: vec![b'a'; bytes] })
 }
 
-/// A record of another Envoy's, by token and fingerprint of number 9.
+/// A record of another Envoy's, by token number 9.
 fn elsewhere(state: State) -> Record {
-    Record {
-        token: token(9),
-        fingerprint: Fingerprint([9; 32]),
-        attempt: 2,
-        first_seen: at(0),
-        state,
-    }
+    Record { token: token(9), fingerprint: SAME, attempt: 2, first_seen: at(0), state }
 }
 
 fn ongoing(lease_until: u64) -> Record {
@@ -129,7 +126,16 @@ fn known(tiers: &Tiers<&Map>, claim: &Command, millis: u64) -> Option<Record> {
     match tiers.begin(claim, at(millis)) {
         Begun::Answered(Executed { reply: Reply::Exists(record), .. }) => Some(record),
         Begun::Answered(executed) => panic!("nothing but a record can be known: {executed:?}"),
+        Begun::Undecided(until) => panic!("somebody asks, until {until}"),
         Begun::AskShared => None,
+    }
+}
+
+/// Until when a claim waits for another's question; `None` if it does not.
+fn undecided(tiers: &Tiers<&Map>, claim: &Command, millis: u64) -> Option<Timestamp> {
+    match tiers.begin(claim, at(millis)) {
+        Begun::Undecided(until) => Some(until),
+        Begun::Answered(_) | Begun::AskShared => None,
     }
 }
 
@@ -186,21 +192,29 @@ fn a_duplicate_of_what_runs_here_costs_the_shared_store_nothing() {
     let tiers = running(&map);
     let record = known(&tiers, &claim(2), 9_999).unwrap();
     assert_eq!(lease_until(&record), at(10_000));
-    assert_eq!((record.token, record.fingerprint), (token(1), Fingerprint([1; 32])));
+    assert_eq!((record.token, record.fingerprint), (token(1), SAME));
     assert_eq!(record.attempt, 3, "the shared store's count");
     assert_eq!(known(&tiers, &claim(2), 10_000), None, "the lease is over");
 }
 
 #[test]
-fn while_one_asks_the_others_are_told_that_it_runs() {
+fn while_one_asks_the_others_wait_for_its_answer() {
     let map = Map::default();
     let tiers = tiers(&map);
     assert_eq!(known(&tiers, &claim(1), 0), None);
-    let record = known(&tiers, &claim(2), 100).unwrap();
-    assert_eq!((record.token, lease_until(&record)), (token(1), at(500)));
+    assert_eq!(undecided(&tiers, &claim(2), 100), Some(at(500)));
+    assert_eq!(undecided(&tiers, &watching(3), 100), Some(at(500)));
     // Who asked has not come back in twice the time that it may take.
-    assert!(is_ongoing(known(&tiers, &claim(3), 499).as_ref()));
+    assert_eq!(undecided(&tiers, &claim(3), 499), Some(at(500)));
     assert_eq!(known(&tiers, &claim(3), 500), None);
+}
+
+#[test]
+fn who_asks_again_is_not_kept_waiting_by_itself() {
+    let map = Map::default();
+    let tiers = tiers(&map);
+    assert_eq!(known(&tiers, &claim(1), 0), None);
+    assert_eq!(known(&tiers, &claim(1), 1), None);
 }
 
 #[test]
@@ -235,11 +249,11 @@ fn a_copy_is_never_replayed_past_its_records_own_end() {
 }
 
 #[test]
-fn a_record_without_an_answer_is_looked_up_each_time() {
+fn a_record_without_an_answer_is_looked_up_each_time_by_one_at_once() {
     let map = Map::default();
     let tiers = told(&map, finished(3_600_000, Kept::Nothing));
     assert_eq!(known(&tiers, &claim(2), 1), None);
-    assert_eq!(known(&tiers, &claim(3), 1), None);
+    assert!(undecided(&tiers, &claim(3), 1).is_some());
 }
 
 #[test]
@@ -248,8 +262,7 @@ fn an_answer_that_does_not_fit_is_not_kept_and_leaves_nothing_behind() {
     let there = finished(3_600_000, answer(100 << 10));
     let tiers = told(&map, there.clone());
     assert_eq!(known(&tiers, &claim(2), 1), None);
-    // A tombstone would let both ask.
-    assert!(is_ongoing(known(&tiers, &claim(3), 1).as_ref()));
+    assert!(undecided(&tiers, &claim(3), 1).is_some());
     let concluded = tiers.conclude(&claim(2), Ok(Reply::Exists(there.clone())), at(2));
     assert_eq!(concluded.reply, Ok(Reply::Exists(there)));
 }
@@ -278,7 +291,7 @@ fn who_does_not_wait_sees_a_claim_elsewhere_as_it_was_ten_milliseconds_ago() {
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
     let record = known(&tiers, &claim(2), 9).unwrap();
-    assert_eq!((record.token, record.fingerprint), (token(9), Fingerprint([9; 32])));
+    assert_eq!((record.token, record.fingerprint), (token(9), SAME));
     assert_eq!(record.first_seen, at(0));
     assert_eq!(known(&tiers, &claim(2), 10), None);
 }
@@ -312,13 +325,13 @@ fn who_waits_is_back_when_the_lease_elsewhere_is_over() {
 fn of_many_who_find_a_mirror_too_old_one_asks() {
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
-    let asked = (2..50).filter(|number| known(&tiers, &claim(*number), 10).is_none()).count();
-    assert_eq!(asked, 1);
+    let asks = |claim: &Command, millis| undecided(&tiers, claim, millis).is_none();
+    assert_eq!((2..50).filter(|number| asks(&claim(*number), 10)).count(), 1);
     // And of those who wait.
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
-    let asked = (2..50).filter(|number| known(&tiers, &watching(*number), 150).is_none()).count();
-    assert_eq!(asked, 1);
+    let asks = |claim: &Command, millis| undecided(&tiers, claim, millis).is_none();
+    assert_eq!((2..50).filter(|number| asks(&watching(*number), 150)).count(), 1);
 }
 
 #[test]
@@ -327,7 +340,7 @@ fn a_doubt_elsewhere_is_mirrored_too_and_never_longer_than_it_lasts() {
     let tiers = told(&map, elsewhere(State::Unknown { until: at(30_000) }));
     let record = known(&tiers, &claim(2), 9).unwrap();
     assert!(matches!(record.state, State::Unknown { .. }), "{record:?}");
-    assert_eq!(record.fingerprint, Fingerprint([9; 32]));
+    assert_eq!(record.fingerprint, SAME);
     assert_eq!(known(&tiers, &claim(2), 10), None);
     let map = Map::default();
     let tiers = told(&map, elsewhere(State::Unknown { until: at(5) }));
@@ -372,7 +385,7 @@ fn a_reply_that_may_be_older_than_the_end_is_not_mirrored() {
     assert_eq!(known(&tiers, &claim(2), 2), None);
     // Nor does a still later one take the place of the second's question.
     tiers.conclude(&claim(1), Ok(Reply::Exists(ongoing(8_000))), at(3));
-    assert_eq!(known(&tiers, &claim(3), 3).unwrap().token, token(2));
+    assert!(undecided(&tiers, &claim(3), 3).is_some());
 }
 
 #[test]
@@ -380,38 +393,41 @@ fn a_store_that_fails_frees_the_question_and_wakes_who_met_it() {
     let map = Map::default();
     let tiers = tiers(&map);
     assert_eq!(known(&tiers, &claim(1), 0), None);
-    assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
+    // Whether it would wait for a first or not.
+    assert!(undecided(&tiers, &claim(2), 1).is_some());
     let concluded = tiers.conclude(&claim(1), Err(DOWN), at(2));
     assert_eq!(concluded, Concluded { reply: Err(DOWN), wake: true, evicted: 0 });
     assert_eq!(known(&tiers, &claim(2), 3), None);
 }
 
 #[test]
-fn who_waits_for_a_question_is_woken_by_what_ends_it() {
-    for (record, wake) in [
-        (finished(3_600_000, answer(10)), true),
-        (finished(3_600_000, Kept::StatusOnly), true),
-        (finished(3_600_000, answer(100 << 10)), true),
-        (elsewhere(State::Unknown { until: at(30_000) }), true),
-        // It runs, so they go on waiting.
-        (ongoing(8_000), false),
+fn who_waits_for_a_question_is_woken_by_its_answer() {
+    for reply in [
+        Reply::Exists(finished(3_600_000, answer(10))),
+        Reply::Exists(finished(3_600_000, Kept::StatusOnly)),
+        Reply::Exists(finished(3_600_000, Kept::Nothing)),
+        Reply::Exists(finished(3_600_000, answer(100 << 10))),
+        Reply::Exists(elsewhere(State::Unknown { until: at(30_000) })),
+        Reply::Exists(ongoing(8_000)),
+        Reply::Claimed { attempt: 1 },
     ] {
-        let map = Map::default();
-        let tiers = tiers(&map);
-        assert_eq!(known(&tiers, &claim(1), 0), None);
-        assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
-        let concluded = tiers.conclude(&claim(1), Ok(Reply::Exists(record.clone())), at(2));
-        assert_eq!(concluded.wake, wake, "{record:?}");
+        for waits in [claim(2), watching(2)] {
+            let map = Map::default();
+            let tiers = tiers(&map);
+            assert_eq!(known(&tiers, &claim(1), 0), None);
+            assert!(undecided(&tiers, &waits, 1).is_some());
+            let concluded = tiers.conclude(&claim(1), Ok(reply.clone()), at(2));
+            assert!(concluded.wake, "{reply:?}");
+        }
     }
 }
 
 #[test]
-fn who_waits_for_a_question_waits_for_the_execution_that_it_becomes() {
+fn who_waits_for_an_execution_is_woken_by_its_end_and_by_no_heartbeat() {
     let map = Map::default();
-    let tiers = tiers(&map);
-    assert_eq!(known(&tiers, &claim(1), 0), None);
+    let tiers = running(&map);
     assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
-    let concluded = tiers.conclude(&claim(1), Ok(Reply::Claimed { attempt: 1 }), at(2));
+    let concluded = tiers.conclude(&extend(1), Ok(Reply::Done), at(2));
     assert!(!concluded.wake);
     let concluded = tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(3));
     assert!(concluded.wake);
@@ -425,7 +441,7 @@ fn what_ran_here_is_replayed_here_for_ttl() {
     assert_eq!(concluded, Concluded { reply: Ok(Reply::Done), wake: false, evicted: 0 });
     let record = known(&tiers, &claim(2), 100 + COPY_MILLIS - 1).unwrap();
     assert_eq!((kept(&record), record.attempt), (&answer(10), 3));
-    assert_eq!(record.fingerprint, Fingerprint([1; 32]));
+    assert_eq!(record.fingerprint, SAME);
     assert_eq!(known(&tiers, &claim(2), 100 + COPY_MILLIS), None);
 }
 
@@ -504,7 +520,7 @@ fn alone_the_table_grants_claims_and_keeps_what_it_is_told_for_the_whole_ttl() {
 }
 
 #[test]
-fn alone_the_table_keeps_a_doubt_and_asks_the_shared_store_when_it_is_back() {
+fn what_was_decided_alone_is_the_truth_here_when_the_shared_store_is_back() {
     let map = Map::default();
     let tiers = tiers(&map);
     let alone = |command: Command, millis| tiers.alone(&command, at(millis)).unwrap().reply;
@@ -512,8 +528,28 @@ fn alone_the_table_keeps_a_doubt_and_asks_the_shared_store_when_it_is_back() {
     assert_eq!(alone(mark_unknown(1), 1), Reply::Done);
     let Reply::Exists(record) = alone(claim(2), 2) else { panic!("it is in doubt") };
     assert_eq!(record.state, State::Unknown { until: at(60_001) });
-    assert_eq!(known(&tiers, &claim(2), 2), None);
+    // The shared store knows nothing of it, and would let it run again.
+    let record = known(&tiers, &claim(2), 2).unwrap();
+    assert_eq!(record.state, State::Unknown { until: at(60_001) });
     assert_eq!(alone(claim(3), 60_001), Reply::Claimed { attempt: 2 });
+    // More than fits: a tombstone, and no reason to ask who does not know.
+    assert_eq!(alone(complete(3, answer(100 << 10)), 60_002), Reply::Done);
+    let record = known(&tiers, &claim(4), 60_003).unwrap();
+    assert!(matches!(record.state, State::Finished { kept: Kept::Nothing, .. }), "{record:?}");
+}
+
+#[test]
+fn a_request_that_differs_is_not_what_others_are_compared_with_while_it_asks() {
+    let map = Map::default();
+    let tiers = tiers(&map);
+    let Command::Claim { key, token, lease, unknown_for, watch, .. } = claim(1) else { panic!() };
+    let fingerprint = Fingerprint([7; 32]);
+    let differs = Command::Claim { key, token, fingerprint, lease, unknown_for, watch };
+    assert_eq!(known(&tiers, &differs, 0), None);
+    // One of the two is the first, and the shared store alone knows which.
+    assert!(undecided(&tiers, &claim(2), 0).is_some());
+    tiers.conclude(&differs, Ok(Reply::Exists(ongoing(8_000))), at(1));
+    assert_eq!(known(&tiers, &claim(3), 2).unwrap().fingerprint, SAME);
 }
 
 #[test]
