@@ -56,6 +56,12 @@ pub enum Code {
     InProgress,
     /// 503: the store failed, and the rule refuses then.
     StoreUnavailable,
+    /// 403: the request claims to come from this filter itself.
+    ViaRefused,
+    /// 502: a detached request's answer broke off.
+    OriginFailed,
+    /// 503: a detached request could not be sent.
+    OriginUnreachable,
     /// 500: the filter is set up so that it cannot do its work, and does not pretend.
     Misconfigured,
 }
@@ -66,10 +72,12 @@ impl Code {
         match self {
             Self::KeyMissing | Self::KeyInvalid | Self::CallerMissing | Self::BodyInvalid => 400,
             Self::CompletedNotStored | Self::OutcomeUnknown | Self::InProgress => 409,
+            Self::ViaRefused => 403,
             Self::BodyTooLarge => 413,
             Self::KeyReused => 422,
             Self::Misconfigured => 500,
-            Self::StoreUnavailable => 503,
+            Self::OriginFailed => 502,
+            Self::StoreUnavailable | Self::OriginUnreachable => 503,
         }
     }
 
@@ -86,6 +94,9 @@ impl Code {
             Self::OutcomeUnknown => "outcome-unknown",
             Self::InProgress => "in-progress",
             Self::StoreUnavailable => "store-unavailable",
+            Self::ViaRefused => "via-refused",
+            Self::OriginFailed => "origin-failed",
+            Self::OriginUnreachable => "origin-unreachable",
             Self::Misconfigured => "misconfigured",
         }
     }
@@ -102,6 +113,9 @@ impl Code {
             Self::OutcomeUnknown => "The outcome of the first request is unknown",
             Self::InProgress => "The first request is still in progress",
             Self::StoreUnavailable => "The idempotency store is unavailable",
+            Self::ViaRefused => "The request pretends to be the filter's own",
+            Self::OriginFailed => "The origin's answer broke off",
+            Self::OriginUnreachable => "The origin cannot be reached",
             Self::Misconfigured => "The idempotency filter is misconfigured",
         }
     }
@@ -118,6 +132,9 @@ impl Code {
             Self::OutcomeUnknown => "idempotency_outcome_unknown",
             Self::InProgress => "idempotency_in_progress",
             Self::StoreUnavailable => "idempotency_store_unavailable",
+            Self::ViaRefused => "idempotency_via_refused",
+            Self::OriginFailed => "idempotency_origin_failed",
+            Self::OriginUnreachable => "idempotency_origin_unreachable",
             Self::Misconfigured => "idempotency_misconfigured",
         }
     }

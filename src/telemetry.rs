@@ -11,6 +11,11 @@ pub mod header {
     pub const REPLAYED: &str = "idempotent-replayed";
     /// To the client, when `status_header` is on: the [`Outcome`](super::Outcome).
     pub const STATUS: &str = "idempotency-status";
+    /// From this filter to itself, on a detached request that goes `via` a listener: a number that only
+    /// this process knows. One of a client is refused.
+    pub const VIA: &str = "idempotency-via";
+    /// From this filter to itself, on the answer to such a request: whose answer it is.
+    pub const SOURCE: &str = "idempotency-source";
     /// From the origin: `no-store` or `ttl=SECONDS`; taken off before the client.
     pub const CONTROL: &str = "idempotency-control";
 }

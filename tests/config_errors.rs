@@ -164,8 +164,13 @@ fn a_rule_is_refused_with_its_place_what_was_found_and_what_is_wanted() {
             "rules[0].on_store_error: \"local\" needs store.redis: without it, this Envoy's memory is the store",
         ),
         (
-            json!({ "execution": { "detached": { "timeout": "5s" } } }),
-            "rules[0].execution: not supported yet",
+            json!({ "execution": { "detached": { "timeout": "5s", "via": "" } } }),
+            "rules[0].execution.detached.via: empty, wanted the name of a cluster",
+        ),
+        (
+            json!({ "execution": { "detached": { "timeout": "5s" } }, "fingerprint": "none",
+                    "limits": { "request_body": "0B" } }),
+            "rules[0].limits.request_body: 0B, and a detached execution sends the body itself; wanted 1B to 8MiB",
         ),
         (
             json!({ "execution": { "detached": { "timeout": "2h" } } }),

@@ -12,7 +12,7 @@ mod validate;
 
 pub use error::ConfigError;
 pub use options::render_markdown;
-pub use rule::{Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule};
+pub use rule::{Detached, Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule};
 pub use select::Selection;
 
 use crate::key::Secret;

@@ -194,7 +194,21 @@ fn rows() -> Vec<Row> {
              (unprotected)",
             code("\"refuse\""),
         ),
-        row("rules[].execution", "`\"attached\"`", code("\"attached\"")),
+        row(
+            "rules[].execution",
+            "`\"attached\"`, or `{\"detached\": …}`: it outlives its client",
+            code("\"attached\""),
+        ),
+        row(
+            "rules[].execution.detached.timeout",
+            "1 s to 1 h: when to give up waiting for the answer",
+            "required".to_owned(),
+        ),
+        row(
+            "rules[].execution.detached.via",
+            "a cluster that leads back into a listener, where the route's policy applies",
+            "the route's own cluster".to_owned(),
+        ),
         row(
             "rules[].shadow",
             "`true`: decide, count and record, but neither answer nor hold",

@@ -33,8 +33,20 @@ pub struct Rule {
     pub limits: Limits,
     /// What becomes of a request when the store cannot tell whether it is new.
     pub on_store_error: OnStoreError,
+    /// How an execution outlives its client; `None`: it does not.
+    pub detached: Option<Detached>,
     /// Decide, count and record, but neither answer nor hold.
     pub shadow: bool,
+}
+
+/// Execution that outlives its client: the worker sends the request itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detached {
+    /// When to give up waiting for the answer, 1 s to 1 h: what was sent may have run then.
+    pub timeout: Duration,
+    /// The Envoy cluster that leads back into a listener, where the route's policy applies; `None`: the
+    /// route's own cluster, without that policy.
+    pub via: Option<String>,
 }
 
 /// Which requests a rule protects.
@@ -104,6 +116,11 @@ pub enum OnStoreError {
 }
 
 impl Rule {
+    /// Whether a request's body must be whole before anything can be decided or sent.
+    pub fn needs_body(&self) -> bool {
+        self.key.needs_body() || self.detached.is_some()
+    }
+
     /// Whether a request with this fault is left alone rather than refused.
     ///
     /// By default a request without a client's key passes: clients that do not retry need none. Any

@@ -5,7 +5,9 @@ use super::raw::{self, WHOLE};
 use super::select::OFF;
 use super::store::store;
 use super::unit::{Length, Size};
-use super::{Config, ConfigError, Limits, MissingKey, OnStoreError, Ongoing, Rule, StoreConfig};
+use super::{
+    Config, ConfigError, Detached, Limits, MissingKey, OnStoreError, Ongoing, Rule, StoreConfig,
+};
 use crate::key::{
     CallerSource, FingerprintPlan, KeyPart, KeyPlan, LocationTemplate, PathTemplate, Pointer,
     Scope, Secret,
@@ -109,21 +111,7 @@ fn rule(path: &str, mut raw: raw::Rule, shared: bool) -> Checked<Rule> {
         // A rule with a short ttl need not name both.
         None => DEFAULT_UNKNOWN_TTL.min(ttl),
     };
-    match &raw.execution {
-        raw::Execution::Attached => {}
-        raw::Execution::Detached(detached) => {
-            length(
-                format!("{path}.execution.detached.timeout"),
-                detached.timeout,
-                &(SECOND..=HOUR),
-            )?;
-            if detached.via.as_ref().is_some_and(String::is_empty) {
-                let problem = "empty, wanted the name of an Envoy cluster";
-                return fail(format!("{path}.execution.detached.via"), problem);
-            }
-            return fail(format!("{path}.execution"), "not supported yet");
-        }
-    }
+    let detached = detached(&format!("{path}.execution.detached"), raw.execution)?;
     let on_store_error = match raw.on_store_error {
         raw::OnStoreError::Refuse => OnStoreError::Refuse,
         raw::OnStoreError::Pass => OnStoreError::Pass,
@@ -135,7 +123,7 @@ fn rule(path: &str, mut raw: raw::Rule, shared: bool) -> Checked<Rule> {
         }
     };
     let limits = limits(&format!("{path}.limits"), &raw.limits)?;
-    bodies(path, &key, limits)?;
+    bodies(path, &key, limits, detached.is_some())?;
     Ok(Rule {
         ongoing: ongoing(&format!("{path}.ongoing"), raw.ongoing, captures)?,
         outcomes: outcomes(path, raw.outcomes)?,
@@ -152,8 +140,16 @@ fn rule(path: &str, mut raw: raw::Rule, shared: bool) -> Checked<Rule> {
         lease,
         unknown_ttl,
         on_store_error,
+        detached,
         shadow: raw.shadow,
     })
+}
+
+fn detached(path: &str, raw: raw::Execution) -> Checked<Option<Detached>> {
+    let raw::Execution::Detached(raw) = raw else { return Ok(None) };
+    let timeout = length(format!("{path}.timeout"), raw.timeout, &(SECOND..=HOUR))?;
+    let via = raw.via.map(|name| filled(format!("{path}.via"), "cluster", &name));
+    Ok(Some(Detached { timeout, via: via.transpose()? }))
 }
 
 fn name(path: &str, name: &str) -> Checked<()> {
@@ -271,7 +267,7 @@ fn key(path: &str, raw: &raw::Rule, captures: &[String]) -> Checked<KeyPlan> {
 }
 
 /// Refuses a rule whose every request would be answered 400 or 413, for what it wants of the body.
-fn bodies(path: &str, key: &KeyPlan, limits: Limits) -> Checked<()> {
+fn bodies(path: &str, key: &KeyPlan, limits: Limits, detached: bool) -> Checked<()> {
     let has = |wanted: fn(&KeyPart) -> bool| key.parts.iter().any(wanted);
     let reads_form = has(|part| matches!(part, KeyPart::Form(_)));
     if reads_form && has(|part| matches!(part, KeyPart::Json(_))) {
@@ -285,6 +281,10 @@ fn bodies(path: &str, key: &KeyPlan, limits: Limits) -> Checked<()> {
     if let (true, Some(kind)) = (reads_form, pointers) {
         let problem = "points into JSON, the key has form parts, and no body is both";
         return fail(format!("{path}.fingerprint.{kind}"), problem);
+    }
+    if limits.request_body == 0 && detached {
+        let problem = "0B, and a detached execution sends the body itself; wanted 1B to 8MiB";
+        return fail(format!("{path}.limits.request_body"), problem);
     }
     if limits.request_body == 0 && key.needs_body() {
         let problem = "0B, and the key or the fingerprint needs the body; wanted 1B to 8MiB, or a \

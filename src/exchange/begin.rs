@@ -1,5 +1,6 @@
 //! Before the store is asked: which rule, which key, and is the request fit for it.
 
+use super::detached::{Draft as Outbound, Returned};
 use super::pending::{self, Pending};
 use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, number, value};
 use crate::config::{Ongoing, Rule, Selection};
@@ -20,6 +21,8 @@ pub(super) struct AwaitBody {
     draft: Draft,
     location: Vec<u8>,
     body: Vec<u8>,
+    /// What will be sent if the request is to be executed detached.
+    outbound: Option<Outbound>,
 }
 
 /// The first input of an exchange.
@@ -34,6 +37,7 @@ pub(super) fn fresh(context: &mut Context, input: Input<'_>, now: Timestamp) -> 
         | Input::RequestTrailers
         | Input::BodyBlocked
         | Input::StoreReplied { .. }
+        | Input::OriginReplied { .. }
         | Input::Woken
         | Input::Tick
         | Input::ResponseHeaders { .. }
@@ -50,6 +54,9 @@ fn head(
     end_of_stream: bool,
     now: Timestamp,
 ) -> Then {
+    if let Some(nonce) = value(headers, header::VIA) {
+        return returned(context, nonce);
+    }
     let route = attributes.attribute(&ROUTE_RULE);
     let (rule, captures) = match context.config.select(route.as_deref(), headers) {
         Selection::Rule { rule, captures } => (rule, captures),
@@ -62,8 +69,12 @@ fn head(
         Err(left) => left.conclude(context, &rule),
         Ok(draft) => {
             let location = location(&rule, headers, &captures);
-            let state = AwaitBody { rule, draft, location, body: Vec::new() };
-            if state.rule.key.needs_body() && !end_of_stream {
+            // In the shadow, nothing may be noticed: the request goes its own way.
+            let detached = rule.detached.as_ref().filter(|_| !rule.shadow);
+            let outbound =
+                detached.and_then(|detached| Outbound::new(detached, headers, attributes));
+            let state = AwaitBody { rule, draft, location, body: Vec::new(), outbound };
+            if state.needs_body() && !end_of_stream {
                 Then::new(State::AwaitBody(state), Flow::Hold)
             } else {
                 state.whole(context, now)
@@ -112,8 +123,7 @@ fn admit(
     let announced = value(headers, "content-length").and_then(number::<u64>);
     let limit = rule.limits.request_body;
     // Envoy refuses to buffer more than its own limit, with an answer of its own; ours comes first.
-    if rule.key.needs_body() && !end_of_stream && announced.is_some_and(|size| size > limit as u64)
-    {
+    if rule.needs_body() && !end_of_stream && announced.is_some_and(|size| size > limit as u64) {
         return Err(Left::Refused(too_large(limit)));
     }
     Ok(draft)
@@ -158,14 +168,32 @@ fn dangling(route: Vec<u8>) -> Then {
     let named = String::from_utf8_lossy(&route).into_owned();
     let said = format!("route metadata names the rule {named:?}, and there is none of that name");
     let problem = Problem::new(Code::Misconfigured, "the route names a rule that does not exist");
-    Then::new(State::Passing(Passing::default()), Flow::Hold)
+    Then::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
         .order(Order::Log(Level::Error, said))
+        .order(Order::Answer(problem.into_reply()))
+}
+
+/// A request of this filter's own comes back through `via`; or somebody says so.
+fn returned(context: &Context, nonce: &[u8]) -> Then {
+    // Compared to the end: how long it takes tells nothing of where the two differ.
+    let ours = context.nonce.as_bytes();
+    let differences = ours.iter().zip(nonce).fold(0, |all, (one, other)| all | (one ^ other));
+    if nonce.len() == ours.len() && differences == 0 {
+        return Then::new(State::Returned(Returned), Flow::Continue)
+            .order(Order::RemoveRequestHeader(header::VIA));
+    }
+    let problem = Problem::new(Code::ViaRefused, "idempotency-via is not for clients to send");
+    Then::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
         .order(Order::Answer(problem.into_reply()))
 }
 
 impl AwaitBody {
     pub(super) fn rule(&self) -> &Rule {
         &self.rule
+    }
+
+    fn needs_body(&self) -> bool {
+        self.rule.key.needs_body() || self.outbound.is_some()
     }
 
     pub(super) fn handle(
@@ -194,6 +222,7 @@ impl AwaitBody {
             Input::StreamEnded => Then::new(State::Over, Flow::Continue),
             Input::RequestHeaders { .. }
             | Input::StoreReplied { .. }
+            | Input::OriginReplied { .. }
             | Input::Woken
             | Input::Tick
             | Input::ResponseBody { .. }
@@ -203,11 +232,13 @@ impl AwaitBody {
 
     /// The request is whole as far as the rule needs it: its key can be made.
     fn whole(self, context: &mut Context, now: Timestamp) -> Then {
-        let Self { rule, draft, location, body } = self;
+        let Self { rule, draft, location, body, outbound } = self;
         let secret = context.config.secret.as_ref();
         match rule.key.finish(draft, &body, secret) {
             Ok((key, fingerprint)) => {
-                pending::ask(context, Pending::new(rule, key, fingerprint, location), now)
+                let outbound = outbound.map(|outbound| outbound.with_body(body));
+                let pending = Pending::new(rule, key, fingerprint, location, outbound);
+                pending::ask(context, pending, now)
             }
             Err(error) => unfit(&rule, error).conclude(context, &rule),
         }

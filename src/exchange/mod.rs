@@ -3,10 +3,13 @@
 mod begin;
 mod claim;
 mod decide;
+mod detached;
 mod origin;
 mod pending;
 mod settle;
 mod source;
+
+pub use detached::{Fetched, Outgoing};
 
 use crate::config::{Config, Rule};
 use crate::key::{Attributes, Key};
@@ -34,7 +37,8 @@ pub type Headers = [(Vec<u8>, Vec<u8>)];
 ///                     ▼       ResponseHeaders        end           Done
 ///                AwaitOrigin ────────────▶ Recording ──▶ Settling ──▶ Passing
 ///                     │ nothing to wait for │ too large ──▶ ▲
-///                     └───── release, unknown, tombstone ───┘
+///                     ├───── release, unknown, tombstone ───┘
+///    detached: Dispatched ──── OriginReplied ───────────────┘
 /// ```
 ///
 /// The one rule: *the host carries out every order of a step, in order, before it feeds the next input;
@@ -78,6 +82,13 @@ pub enum Input<'a> {
         /// What it said.
         reply: Result<Reply, StoreError>,
     },
+    /// A request of the worker's own has its answer, or will get none.
+    OriginReplied {
+        /// The number it was sent under.
+        question: Question,
+        /// What became of it.
+        fetched: Fetched,
+    },
     /// Somebody ended the claim on the watched key.
     Woken,
     /// The time of [`Exchange::alarm`] has come.
@@ -113,6 +124,9 @@ pub enum Order {
     Ask(Question, Command),
     /// Ask this Envoy's memory alone, whatever the store is; answer in the same way.
     AskHere(Question, Command),
+    /// Send a request of the worker's own, which no stream's end ends; answer with `OriginReplied` under the
+    /// same number.
+    Send(Question, Box<Outgoing>),
     /// Answer the client in the origin's place.
     Answer(LocalReply),
     /// Set a request header, whatever it was. The request's headers are still held.
@@ -164,9 +178,10 @@ pub struct Step {
 impl Exchange {
     /// A request whose headers are about to come.
     ///
-    /// `token` is 16 fresh random bytes: whoever guesses it can end the claim.
-    pub fn new(config: Rc<Config>, token: crate::record::Token) -> Self {
-        Self { context: Context { config, token, asked: 0 }, state: State::Fresh }
+    /// `token` is 16 fresh random bytes: whoever guesses it can end the claim. `nonce` is what this process
+    /// knows its own requests by when they come back through `via`, and nobody else.
+    pub fn new(config: Rc<Config>, nonce: Rc<str>, token: crate::record::Token) -> Self {
+        Self { context: Context { config, nonce, token, asked: 0 }, state: State::Fresh }
     }
 
     /// Takes a fact, consumes what was, and says what follows.
@@ -181,6 +196,8 @@ impl Exchange {
             State::Queued(state) => state.handle(&mut context, input, now),
             State::Disowned(state) => state.handle(&mut context, input, now),
             State::AwaitOrigin(state) => state.handle(&mut context, input, now),
+            State::Dispatched(state) => state.handle(&mut context, input, now),
+            State::Returned(state) => state.handle(input),
             State::Recording(state) => state.handle(&mut context, input, now),
             State::Settling(state) => state.handle(&mut context, input, now),
             State::Passing(state) => state.handle(&context, input),
@@ -197,12 +214,14 @@ impl Exchange {
             State::Waiting(state) => Some(state.alarm()),
             State::Queued(state) => Some(state.alarm()),
             State::AwaitOrigin(state) => Some(state.alarm()),
+            State::Dispatched(state) => state.alarm(),
             State::Recording(state) => Some(state.alarm()),
             State::Settling(state) => state.alarm(),
             State::Fresh
             | State::AwaitBody(_)
             | State::AwaitClaim(_)
             | State::Disowned(_)
+            | State::Returned(_)
             | State::Passing(_)
             | State::Over => None,
         }
@@ -219,6 +238,8 @@ impl Exchange {
             | State::Queued(_)
             | State::Disowned(_)
             | State::AwaitOrigin(_)
+            | State::Dispatched(_)
+            | State::Returned(_)
             | State::Settling(_)
             | State::Passing(_)
             | State::Over => false,
@@ -246,6 +267,8 @@ impl Exchange {
             | State::Queued(_)
             | State::Disowned(_)
             | State::AwaitOrigin(_)
+            | State::Dispatched(_)
+            | State::Returned(_)
             | State::Recording(_)
             | State::Settling(_) => false,
         }
@@ -265,14 +288,14 @@ enum Whom {
 #[derive(Debug)]
 struct Context {
     config: Rc<Config>,
+    nonce: Rc<str>,
     token: crate::record::Token,
     asked: u32,
 }
 
 impl Context {
     fn ask(&mut self, whom: Whom, command: Command) -> (Question, Order) {
-        self.asked = self.asked.wrapping_add(1);
-        let question = Question(self.asked);
+        let question = self.number();
         let order = match whom {
             Whom::Store => Order::Ask(question, command),
             Whom::Here => Order::AskHere(question, command),
@@ -291,6 +314,8 @@ enum State {
     Queued(pending::Queued),
     Disowned(pending::Disowned),
     AwaitOrigin(origin::AwaitOrigin),
+    Dispatched(detached::Dispatched),
+    Returned(detached::Returned),
     Recording(origin::Recording),
     Settling(settle::Settling),
     Passing(Passing),
@@ -306,10 +331,11 @@ impl State {
             Self::Queued(state) => Some(state.rule()),
             Self::Disowned(state) => Some(state.rule()),
             Self::AwaitOrigin(state) => Some(state.rule()),
+            Self::Dispatched(state) => Some(state.rule()),
             Self::Recording(state) => Some(state.rule()),
             Self::Settling(state) => Some(state.rule()),
             Self::Passing(state) => state.rule.as_deref(),
-            Self::Fresh | Self::Over => None,
+            Self::Fresh | Self::Returned(_) | Self::Over => None,
         }
     }
 }
@@ -323,6 +349,8 @@ struct Passing {
     outcome: Option<Outcome>,
     /// The answer is a replay whose record has no content type: Envoy's own default is taken off.
     untyped: bool,
+    /// The filter has answered: the request is held for good.
+    answered: bool,
 }
 
 impl Passing {
@@ -334,15 +362,20 @@ impl Passing {
                 Then::new(State::Passing(self), Flow::Continue).orders(said).orders(taken_off)
             }
             Input::StreamEnded => Then::new(State::Over, Flow::Continue),
+            Input::ResponseBody { .. } | Input::ResponseTrailers => {
+                Then::new(State::Passing(self), Flow::Continue)
+            }
             Input::RequestHeaders { .. }
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
             | Input::StoreReplied { .. }
+            | Input::OriginReplied { .. }
             | Input::Woken
-            | Input::Tick
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::Passing(self), Flow::Continue),
+            | Input::Tick => {
+                let flow = if self.answered { Flow::Hold } else { Flow::Continue };
+                Then::new(State::Passing(self), flow)
+            }
         }
     }
 }
@@ -355,19 +388,29 @@ impl Context {
     }
 
     /// The client gets this answer instead of the origin's.
-    fn answer(&self, rule: &Rc<Rule>, outcome: Outcome, mut reply: LocalReply) -> Then {
+    fn answer(&self, rule: &Rc<Rule>, outcome: Outcome, reply: LocalReply) -> Then {
+        let reply = self.with_status(outcome, reply);
+        settle::answer(rule, reply).after(vec![report(rule, outcome)])
+    }
+
+    /// The answer, with `Idempotency-Status` if the config wants it.
+    fn with_status(&self, outcome: Outcome, mut reply: LocalReply) -> LocalReply {
         if self.config.status_header {
             reply.headers.push((header::STATUS.into(), outcome.word().into()));
         }
-        let typed = reply.headers.iter().any(|(name, _)| name == b"content-type");
-        let untyped = !typed && !reply.body.is_empty();
-        let state = State::Passing(Passing { rule: Some(rule.clone()), outcome: None, untyped });
-        Then::new(state, Flow::Hold).order(report(rule, outcome)).order(Order::Answer(reply))
+        reply
+    }
+
+    /// The next number of a question.
+    fn number(&mut self) -> Question {
+        self.asked = self.asked.wrapping_add(1);
+        Question(self.asked)
     }
 
     /// The origin answers as if there were no filter.
     fn pass(&self, rule: &Rc<Rule>, outcome: Outcome) -> Then {
-        let passing = Passing { rule: Some(rule.clone()), outcome: Some(outcome), untyped: false };
+        let passing =
+            Passing { rule: Some(rule.clone()), outcome: Some(outcome), ..Passing::default() };
         Then::new(State::Passing(passing), Flow::Continue).order(report(rule, outcome))
     }
 }
@@ -376,6 +419,11 @@ impl Context {
 fn value<'a>(headers: &'a Headers, wanted: &str) -> Option<&'a [u8]> {
     let found = headers.iter().find(|(name, _)| name == wanted.as_bytes());
     found.map(|(_, value)| value.as_slice())
+}
+
+/// Whether there is a content type.
+fn has_type(headers: &Headers) -> bool {
+    value(headers, "content-type").is_some()
 }
 
 /// A header's value as a number.
@@ -425,7 +473,8 @@ impl Then {
             | Order::Report(..)
             | Order::Count(_)
             | Order::Log(..) => true,
-            Order::Answer(_)
+            Order::Send(..)
+            | Order::Answer(_)
             | Order::SetRequestHeader(..)
             | Order::RemoveRequestHeader(_)
             | Order::SetResponseHeader(..)

@@ -37,13 +37,13 @@ pub(super) struct Recording {
 }
 
 #[derive(Debug)]
-enum Copy {
+pub(super) enum Copy {
     Answer(Answer),
     StatusOnly,
 }
 
 /// What becomes of an answer, as far as its headers tell.
-enum Plan {
+pub(super) enum Plan {
     Record { status: u16, ttl: Duration, copy: Copy },
     Tombstone { status: u16, ttl: Duration },
     Release,
@@ -88,6 +88,7 @@ impl AwaitOrigin {
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
+            | Input::OriginReplied { .. }
             | Input::Woken
             | Input::ResponseBody { .. }
             | Input::ResponseTrailers => Then::new(State::AwaitOrigin(self), Flow::Continue),
@@ -127,7 +128,7 @@ impl AwaitOrigin {
 }
 
 /// Section by section: whose answer, what the origin wishes, what the rule says, what can be kept.
-fn plan(rule: &Rule, headers: &Headers, source: Source) -> Plan {
+pub(super) fn plan(rule: &Rule, headers: &Headers, source: Source) -> Plan {
     match source {
         Source::NothingSent => return Plan::Release,
         Source::MaybeSent => return Plan::Unknown,
@@ -252,6 +253,7 @@ impl Recording {
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
+            | Input::OriginReplied { .. }
             | Input::Woken
             | Input::ResponseHeaders { .. } => Then::new(State::Recording(self), Flow::Continue),
         }
@@ -285,12 +287,12 @@ impl Recording {
 }
 
 /// What a reply means for a claim that is alive.
-enum Heartbeat {
+pub(super) enum Heartbeat {
     Alive,
     Lost(Order),
 }
 
-fn heartbeat(
+pub(super) fn heartbeat(
     claim: &mut Claim,
     rule: &Rule,
     question: Question,
@@ -318,6 +320,6 @@ fn heartbeat(
 
 /// Somebody took over: there is nothing left to end, and the client gets its answer unrecorded.
 fn lost(rule: Rc<Rule>, outcome: Option<Outcome>, order: Order) -> Then {
-    let passing = Passing { rule: Some(rule), outcome, untyped: false };
+    let passing = Passing { rule: Some(rule), outcome, ..Passing::default() };
     Then::new(State::Passing(passing), Flow::Continue).order(order)
 }

@@ -2,6 +2,7 @@
 
 use super::claim::Claim;
 use super::decide::{self, Meeting, RETRY_AFTER_SECONDS};
+use super::detached::{self, Draft as Outbound};
 use super::origin::AwaitOrigin;
 use super::settle::{self, Rest, Tail};
 use super::{Context, Flow, Input, Order, Question, State, Then, Whom, report};
@@ -25,6 +26,7 @@ pub(super) struct Pending {
     key: Key,
     fingerprint: Fingerprint,
     location: Vec<u8>,
+    outbound: Option<Outbound>,
     patience: Patience,
 }
 
@@ -85,8 +87,9 @@ impl Pending {
         key: Key,
         fingerprint: Fingerprint,
         location: Vec<u8>,
+        outbound: Option<Outbound>,
     ) -> Self {
-        Self { rule, key, fingerprint, location, patience: Patience::Fresh }
+        Self { rule, key, fingerprint, location, outbound, patience: Patience::Fresh }
     }
 }
 
@@ -145,6 +148,7 @@ impl AwaitClaim {
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
+            | Input::OriginReplied { .. }
             | Input::Tick
             | Input::ResponseBody { .. }
             | Input::ResponseTrailers => Then::new(State::AwaitClaim(self), Flow::Hold),
@@ -201,12 +205,19 @@ impl AwaitClaim {
 
     /// Row 8: it is ours to run.
     fn run(self, context: &mut Context, attempt: u32) -> Then {
-        let Pending { rule, key, .. } = self.pending;
+        let Pending { rule, key, outbound, .. } = self.pending;
         let claim = Claim::new(self.whom, key, context.token, rule.lease, self.asked_at);
-        let mut then =
-            Then::new(State::AwaitOrigin(AwaitOrigin::new(rule.clone(), claim)), Flow::Continue)
-                .order(report(&rule, Outcome::Executed))
-                .order(Order::SetRequestHeader(header::ATTEMPT, attempt.to_string()));
+        let executed = report(&rule, Outcome::Executed);
+        let mut then = match outbound {
+            Some(outbound) => detached::dispatch(context, rule.clone(), claim, outbound, attempt)
+                .after(vec![executed]),
+            None => {
+                let state = State::AwaitOrigin(AwaitOrigin::new(rule.clone(), claim));
+                Then::new(state, Flow::Continue)
+                    .order(executed)
+                    .order(Order::SetRequestHeader(header::ATTEMPT, attempt.to_string()))
+            }
+        };
         if attempt > 1 {
             let said = format!("{} {key}: attempt {attempt} takes over", rule.name);
             then =
@@ -353,6 +364,7 @@ impl Waiting {
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
+            | Input::OriginReplied { .. }
             | Input::ResponseBody { .. }
             | Input::ResponseTrailers => Then::new(State::Waiting(self), Flow::Hold),
         }
@@ -380,6 +392,7 @@ impl Queued {
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
+            | Input::OriginReplied { .. }
             | Input::ResponseBody { .. }
             | Input::ResponseTrailers => Then::new(State::Queued(self), Flow::Hold),
         }
@@ -402,7 +415,7 @@ impl Disowned {
                 // Somebody else's record: there is nothing to give back.
                 Ok(Reply::Exists(_)) => match self.rest {
                     Rest::Gone => Then::new(State::Over, Flow::Continue),
-                    Rest::MoreToCome(_) | Rest::LastByte => {
+                    Rest::MoreToCome(_) | Rest::LastByte | Rest::Answered(_) => {
                         context.pass(&self.rule, Outcome::Rejected)
                     }
                 },
@@ -423,6 +436,7 @@ impl Disowned {
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
+            | Input::OriginReplied { .. }
             | Input::Woken
             | Input::Tick
             | Input::ResponseHeaders { .. }

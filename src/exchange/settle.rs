@@ -2,10 +2,12 @@
 
 use super::claim::Claim;
 use super::{
-    Context, Flow, Headers, Input, Order, Passing, Question, State, Then, Whom, number, value,
+    Context, Flow, Headers, Input, Order, Passing, Question, State, Then, Whom, has_type, number,
+    value,
 };
 use crate::config::Rule;
 use crate::key::Key;
+use crate::reply::LocalReply;
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::Counter;
 use crate::time::Timestamp;
@@ -34,6 +36,10 @@ pub(super) struct Settling {
     /// The client has got an answer of the filter's: its request is held for good.
     answered: bool,
     tail: Tail,
+    /// Given to the client at the store's first word.
+    answer: Option<Box<LocalReply>>,
+    /// The answer was given, and the origin's had no content type.
+    untyped: bool,
     stream_over: bool,
 }
 
@@ -44,12 +50,14 @@ enum Attempt {
 }
 
 /// How much of the stream is still to come when a claim ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     /// More of the response.
     MoreToCome(Tail),
     /// Nothing: what ends the response is in the filter's hands.
     LastByte,
+    /// All of it: the request was the worker's own, and its client is answered when the claim has ended.
+    Answered(Option<Box<LocalReply>>),
     /// The stream is gone.
     Gone,
 }
@@ -87,6 +95,19 @@ impl Tail {
     }
 }
 
+/// The client gets this answer, and there is nothing to settle.
+pub(super) fn answer(rule: &Rc<Rule>, reply: LocalReply) -> Then {
+    let untyped = is_untyped(&reply);
+    let rule = Some(rule.clone());
+    let state = State::Passing(Passing { rule, outcome: None, untyped, answered: true });
+    Then::new(state, Flow::Hold).order(Order::Answer(reply))
+}
+
+/// An answer of ours whose body Envoy would give a content type that the origin's had not.
+fn is_untyped(reply: &LocalReply) -> bool {
+    !has_type(&reply.headers) && !reply.body.is_empty()
+}
+
 /// Ends `claim` by the command that `end` makes of it.
 pub(super) fn settle(
     context: &mut Context,
@@ -118,6 +139,8 @@ pub(super) fn take_back(
         failed: true,
         answered: true,
         tail: Tail::UNKNOWN,
+        answer: None,
+        untyped: false,
         stream_over: false,
     };
     Then::new(State::Settling(settling), Flow::Hold).order(order)
@@ -133,10 +156,13 @@ pub(super) fn settle_command(
     rest: Rest,
 ) -> Then {
     let (question, order) = context.ask(whom, command.clone());
-    let (flow, tail) = match rest {
-        Rest::LastByte => (Flow::Hold, Tail::UNKNOWN),
-        Rest::MoreToCome(tail) => (Flow::Continue, tail),
-        Rest::Gone => (Flow::Continue, Tail::UNKNOWN),
+    let stream_over = rest == Rest::Gone;
+    let answered = matches!(rest, Rest::Answered(_));
+    let (flow, tail, answer) = match rest {
+        Rest::LastByte => (Flow::Hold, Tail::UNKNOWN, None),
+        Rest::MoreToCome(tail) => (Flow::Continue, tail, None),
+        Rest::Answered(answer) => (Flow::Hold, Tail::UNKNOWN, answer),
+        Rest::Gone => (Flow::Continue, Tail::UNKNOWN, None),
     };
     let settling = Settling {
         rule,
@@ -145,9 +171,11 @@ pub(super) fn settle_command(
         attempt: Attempt::InFlight(question),
         give_up_at,
         failed: false,
-        answered: false,
+        answered,
         tail,
-        stream_over: rest == Rest::Gone,
+        answer,
+        untyped: false,
+        stream_over,
     };
     Then::new(State::Settling(settling), flow).order(order)
 }
@@ -191,14 +219,25 @@ impl Settling {
             }
             Input::StreamEnded => {
                 self.stream_over = true;
+                self.answer = None;
                 Then::new(State::Settling(self), Flow::Continue)
+            }
+            Input::ResponseHeaders { .. } => {
+                // Ours; or another's, which was faster.
+                self.answer = None;
+                let taken_off = std::mem::take(&mut self.untyped)
+                    .then_some(Order::RemoveResponseHeader("content-type"));
+                Then::new(State::Settling(self), Flow::Continue).orders(taken_off)
             }
             Input::RequestHeaders { .. }
             | Input::RequestBody { .. }
             | Input::RequestTrailers
             | Input::BodyBlocked
-            | Input::Woken
-            | Input::ResponseHeaders { .. } => Then::new(State::Settling(self), Flow::Continue),
+            | Input::OriginReplied { .. }
+            | Input::Woken => {
+                let flow = self.let_go();
+                Then::new(State::Settling(self), flow)
+            }
         }
     }
 
@@ -212,7 +251,16 @@ impl Settling {
         if self.failed || self.stream_over { Flow::Continue } else { Flow::Hold }
     }
 
+    /// The store's first word, or a later one: the client gets its answer, if it still wants one.
     fn replied(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Then {
+        let answer = self.answer.take();
+        if let Some(answer) = &answer {
+            self.untyped = is_untyped(answer);
+        }
+        self.ended(reply, now).orders(answer.map(|answer| Order::Answer(*answer)))
+    }
+
+    fn ended(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Then {
         let key = self.command.key();
         let rule = &self.rule.name;
         match reply {
@@ -277,7 +325,8 @@ impl Settling {
         let state = if self.stream_over {
             State::Over
         } else {
-            State::Passing(Passing { rule: Some(self.rule), ..Passing::default() })
+            let Self { rule, untyped, answered, .. } = self;
+            State::Passing(Passing { rule: Some(rule), outcome: None, untyped, answered })
         };
         Then::new(state, flow)
     }

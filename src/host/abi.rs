@@ -211,12 +211,9 @@ pub(super) fn call_response_body(size: usize) -> Vec<u8> {
     buffer(CALL_RESPONSE_BODY, 0, size)
 }
 
-/// The status of an HTTP call's response; 0 if there is none. Only in its callback.
-pub(super) fn call_response_status() -> u16 {
-    let pairs = header_map(CALL_RESPONSE_HEADERS).unwrap_or_default();
-    let status = pairs.iter().find(|(name, _)| name == b":status");
-    let status = status.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
-    status.unwrap_or(0)
+/// The headers of an HTTP call's response; `None` if the host's answer cannot be read. Only in its callback.
+pub(super) fn call_response_headers() -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    header_map(CALL_RESPONSE_HEADERS)
 }
 
 /// Sends a message on a gRPC stream of the effective context.

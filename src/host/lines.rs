@@ -1,10 +1,9 @@
 //! The connections to Redis, as Envoy has them: gRPC streams of the root context.
 
 use super::abi;
-use crate::store::redis::{Call, Line, Ticket};
-use std::collections::HashMap;
+use crate::store::redis::Line;
 
-/// The connections of one worker, and the HTTP calls under way.
+/// The connections of one worker.
 #[derive(Debug)]
 pub(super) struct Lines {
     root: u32,
@@ -12,11 +11,8 @@ pub(super) struct Lines {
     open: Vec<(Line, u32)>,
     /// Written in one piece, when the callback that they come from is over.
     outgoing: Vec<(Line, Vec<u8>)>,
-    /// Only a callback of the root's own may open or call: the SDK hands what comes to whoever was
-    /// active then.
+    /// Only a callback of the root's own may open: the SDK hands what comes to whoever was active then.
     to_open: Vec<Line>,
-    to_call: Vec<(Ticket, Call)>,
-    calls: HashMap<u32, Ticket>,
 }
 
 /// What became of what only the root may do.
@@ -24,28 +20,20 @@ pub(super) struct Lines {
 pub(super) enum Did {
     Opened(Line),
     Failed(Line),
-    NotCalled(Ticket),
 }
 
 impl Lines {
     pub(super) fn new(root: u32, cluster: String) -> Self {
-        Self {
-            root,
-            cluster,
-            open: Vec::new(),
-            outgoing: Vec::new(),
-            to_open: Vec::new(),
-            to_call: Vec::new(),
-            calls: HashMap::new(),
-        }
+        Self { root, cluster, open: Vec::new(), outgoing: Vec::new(), to_open: Vec::new() }
+    }
+
+    /// The Envoy cluster that they lead to.
+    pub(super) fn cluster(&self) -> &str {
+        &self.cluster
     }
 
     pub(super) fn want(&mut self, line: Line) {
         self.to_open.push(line);
-    }
-
-    pub(super) fn want_call(&mut self, ticket: Ticket, call: Call) {
-        self.to_call.push((ticket, call));
     }
 
     /// Does what only the root may. To be called in a callback of its own.
@@ -72,33 +60,6 @@ impl Lines {
                     Did::Failed(line)
                 }
             });
-        }
-        for (ticket, call) in std::mem::take(&mut self.to_call) {
-            let length = call.body.len().to_string();
-            let headers = vec![
-                (":method", call.method),
-                (":path", call.path.as_str()),
-                (":authority", self.cluster.as_str()),
-                ("content-length", length.as_str()),
-            ];
-            let body = Some(call.body.as_slice());
-            let called = proxy_wasm::hostcalls::dispatch_http_call(
-                &self.cluster,
-                headers,
-                body,
-                Vec::new(),
-                // Zero is no timeout at all.
-                call.timeout.max(std::time::Duration::from_millis(1)),
-            );
-            match called {
-                Ok(token) => {
-                    self.calls.insert(token, ticket);
-                }
-                Err(status) => {
-                    log::error!("Envoy would not call the cluster {:?}: {status:?}", self.cluster);
-                    did.push(Did::NotCalled(ticket));
-                }
-            }
         }
         did
     }
@@ -143,11 +104,6 @@ impl Lines {
         self.open.retain(|(_, other)| *other != token);
         self.outgoing.retain(|(other, _)| *other != line);
         Some(line)
-    }
-
-    /// The call is over: whose it was.
-    pub(super) fn called(&mut self, token: u32) -> Option<Ticket> {
-        self.calls.remove(&token)
     }
 
     fn token(&self, line: Line) -> Option<u32> {

@@ -4,6 +4,7 @@ mod abi;
 mod alarms;
 mod backend;
 mod bridge;
+mod calls;
 mod lines;
 mod metrics;
 mod parked;
@@ -136,8 +137,8 @@ impl Context for Root {
         self.with(|worker| worker.grpc_closed(token));
     }
 
-    fn on_http_call_response(&mut self, token: u32, _: usize, size: usize, _: usize) {
-        self.with(|worker| worker.call_answered(token, size));
+    fn on_http_call_response(&mut self, token: u32, headers: usize, size: usize, _: usize) {
+        self.with(|worker| worker.call_answered(token, headers, size));
     }
 }
 

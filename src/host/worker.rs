@@ -3,6 +3,7 @@
 use super::abi::{self, Direction};
 use super::alarms::Alarms;
 use super::backend::{Asker, Backend};
+use super::calls::{self, Caller, Calls, Wanted};
 use super::lines::Did;
 use super::metrics::Metrics;
 use super::parked::Waiting;
@@ -10,10 +11,11 @@ use super::store::now;
 use super::tokens::Tokens;
 use super::waiters::Waiters;
 use crate::config::Config;
-use crate::exchange::{Exchange, Flow, Input, Order, Question};
+use crate::exchange::{Exchange, Fetched, Flow, Headers, Input, Order, Outgoing, Question};
 use crate::key::{Attributes, Key};
+use crate::record::Token;
 use crate::reply::{Code, LocalReply, Problem};
-use crate::store::redis::{Event, Line};
+use crate::store::redis::{Call, Event, Line};
 use crate::store::shared_data::{Executed, INSERT};
 use crate::store::tiers::Begun;
 use crate::store::{Command, Reply, StoreError};
@@ -39,6 +41,9 @@ const LOST_WORD: Duration = Duration::from_millis(50);
 /// The status of a call that Envoy would not make, as if it had found no connection.
 const NO_CONNECTION: u16 = 503;
 
+/// The status of a call that has got none.
+const NO_ANSWER: u16 = 0;
+
 /// One worker's part of one filter.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -50,6 +55,11 @@ pub(super) struct Worker {
     streams: HashMap<u32, Stream>,
     /// Answers of the store that their streams have not been fed yet.
     settled: VecDeque<(Asker, Result<Reply, StoreError>)>,
+    /// Answers of origins to this worker's own requests, likewise.
+    fetched: VecDeque<(Asker, Fetched)>,
+    calls: Calls,
+    /// What this process knows its own requests by.
+    nonce: Rc<str>,
     /// Keys whose claim has ended elsewhere.
     ended: VecDeque<Key>,
     alarms: Alarms,
@@ -90,6 +100,7 @@ impl Worker {
         mut tokens: Tokens,
     ) -> Self {
         let waiters = Waiters::new(store.prefix(), &tokens.next().0);
+        let nonce = nonce(store.prefix(), tokens.next());
         Self {
             config,
             store,
@@ -98,6 +109,9 @@ impl Worker {
             waiters,
             streams: HashMap::new(),
             settled: VecDeque::new(),
+            fetched: VecDeque::new(),
+            calls: Calls::default(),
+            nonce,
             ended: VecDeque::new(),
             alarms: Alarms::default(),
             probes: HashMap::new(),
@@ -113,7 +127,7 @@ impl Worker {
             answer(&problem.into_reply());
             return Flow::Hold;
         };
-        let exchange = Exchange::new(self.config.clone(), self.tokens.next());
+        let exchange = Exchange::new(self.config.clone(), self.nonce.clone(), self.tokens.next());
         let stream = Stream { exchange: Some(exchange), held: None, consumed: 0, alive: true };
         self.streams.insert(id, stream);
         let input = Input::RequestHeaders {
@@ -213,13 +227,10 @@ impl Worker {
         self.deliver();
     }
 
-    /// An HTTP call to Webdis has its response.
-    pub(super) fn call_answered(&mut self, token: u32, size: usize) {
-        let Some(redis) = self.store.redis() else { return };
-        let Some(ticket) = redis.lines.called(token) else { return };
-        let (status, body) = (abi::call_response_status(), abi::call_response_body(size));
-        let events = redis.client.called(ticket, status, &body, now());
-        self.perform(events);
+    /// An HTTP call has its response.
+    pub(super) fn call_answered(&mut self, token: u32, headers: usize, size: usize) {
+        let Some(caller) = self.calls.over(token) else { return };
+        self.call_is_over(caller, calls::fetched(headers, size));
         self.as_root();
         self.deliver();
     }
@@ -249,8 +260,10 @@ impl Worker {
         for id in self.blocked() {
             self.come_back(id, Input::BodyBlocked);
         }
-        let quiet =
-            self.streams.is_empty() && self.waiters.is_empty() && self.store.alarm().is_none();
+        let quiet = self.calls.is_empty()
+            && self.streams.is_empty()
+            && self.waiters.is_empty()
+            && self.store.alarm().is_none();
         let tick = if quiet { Duration::ZERO } else { self.due_tick(now) };
         self.set_tick(tick);
     }
@@ -328,6 +341,12 @@ impl Worker {
                 Order::AskHere(question, command) => {
                     let executed = self.store.ask_here(&command, now);
                     self.executed(Asker { stream: id, question }, &command, executed);
+                }
+                Order::Send(question, outgoing) => {
+                    let Outgoing { cluster, headers, body, timeout } = *outgoing;
+                    let caller = Caller::Stream(Asker { stream: id, question });
+                    self.calls.want(Wanted { caller, cluster, headers, body, timeout });
+                    self.waiters.call_back();
                 }
                 Order::Answer(reply) => answer(&reply),
                 Order::SetRequestHeader(name, value) => {
@@ -453,8 +472,18 @@ impl Worker {
                     redis.lines.want(line);
                     self.waiters.call_back();
                 }
-                Event::Call(ticket, call) => {
-                    redis.lines.want_call(ticket, call);
+                Event::Call(ticket, Call { method, path, body, timeout }) => {
+                    let cluster = redis.lines.cluster().to_owned();
+                    let headers = [
+                        (":method", method.to_owned()),
+                        (":path", path),
+                        (":authority", cluster.clone()),
+                        ("content-length", body.len().to_string()),
+                    ];
+                    let bytes = |(name, value): (&str, String)| (name.into(), value.into_bytes());
+                    let headers = headers.map(bytes).into();
+                    let caller = Caller::Store(ticket);
+                    self.calls.want(Wanted { caller, cluster, headers, body, timeout });
                     self.waiters.call_back();
                 }
                 Event::Write(line, bytes) => redis.lines.write(line, bytes),
@@ -494,6 +523,9 @@ impl Worker {
 
     /// What only a callback of the root's own may do.
     fn as_root(&mut self) {
+        for caller in self.calls.as_root() {
+            self.call_is_over(caller, Fetched::NotSent);
+        }
         let Some(redis) = self.store.redis() else { return };
         for did in redis.lines.as_root() {
             match did {
@@ -504,11 +536,22 @@ impl Worker {
                     self.perform(events);
                 }
                 Did::Failed(line) => self.line_closed(line),
-                Did::NotCalled(ticket) => {
-                    let Some(redis) = self.store.redis() else { return };
-                    let events = redis.client.called(ticket, NO_CONNECTION, &[], now());
-                    self.perform(events);
-                }
+            }
+        }
+    }
+
+    fn call_is_over(&mut self, caller: Caller, fetched: Fetched) {
+        match caller {
+            Caller::Stream(asker) => self.fetched.push_back((asker, fetched)),
+            Caller::Store(ticket) => {
+                let Some(redis) = self.store.redis() else { return };
+                let (status, body) = match fetched {
+                    Fetched::NotSent => (NO_CONNECTION, Vec::new()),
+                    Fetched::Broken => (NO_ANSWER, Vec::new()),
+                    Fetched::Answer { headers, body } => (status(&headers), body),
+                };
+                let events = redis.client.called(ticket, status, &body, now());
+                self.perform(events);
             }
         }
     }
@@ -523,6 +566,9 @@ impl Worker {
     fn deliver(&mut self) {
         while let Some((Asker { stream, question }, reply)) = self.settled.pop_front() {
             self.come_back(stream, Input::StoreReplied { question, reply });
+        }
+        while let Some((Asker { stream, question }, fetched)) = self.fetched.pop_front() {
+            self.come_back(stream, Input::OriginReplied { question, fetched });
         }
         while let Some(key) = self.ended.pop_front() {
             for id in self.waiters.of(key) {
@@ -573,6 +619,22 @@ impl Worker {
             abi::set_tick_period(tick);
         }
     }
+}
+
+/// The number that this process knows its own requests by: of all workers, the first to come has chosen it.
+fn nonce(prefix: &str, token: Token) -> Rc<str> {
+    let name = format!("{prefix}/nonce");
+    let chosen: String = token.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    // An insertion: whoever is later reads what the first has written.
+    let _ = abi::set_shared_data(&name, chosen.as_bytes(), INSERT);
+    let (first, _) = abi::shared_data(&name);
+    first.and_then(|first| String::from_utf8(first).ok()).unwrap_or(chosen).into()
+}
+
+/// The status of a response; zero if it has none.
+fn status(headers: &Headers) -> u16 {
+    let status = headers.iter().find(|(name, _)| name == b":status");
+    status.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(NO_ANSWER)
 }
 
 /// The long tick would be late for it, or next to it.

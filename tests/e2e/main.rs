@@ -12,6 +12,7 @@
 mod bodies;
 mod bypass;
 mod configuration;
+mod detached;
 mod duplicates;
 mod fleet;
 mod flood;

@@ -30,6 +30,7 @@ fn run(faults: Faults) -> world::Totals {
         }
         assert!(here.executions > 0 && here.answers > 0, "nothing happened: {here:?}");
         assert_eq!(here.answered_here > 0, two_tiers, "{here:?}");
+        assert!(here.detached > 0, "{here:?}");
         totals += here;
     }
     totals

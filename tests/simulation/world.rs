@@ -2,7 +2,7 @@
 
 use crate::map::Map;
 use envoy_idempotency::config::Config;
-use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::shared_data::{Capacity, MemoryStore};
@@ -57,6 +57,7 @@ pub struct Totals {
     pub takeovers: u64,
     pub answered_here: u64,
     pub undecided: u64,
+    pub detached: u64,
 }
 
 impl AddAssign for Totals {
@@ -70,6 +71,7 @@ impl AddAssign for Totals {
         self.takeovers += other.takeovers;
         self.answered_here += other.answered_here;
         self.undecided += other.undecided;
+        self.detached += other.detached;
     }
 }
 
@@ -81,18 +83,21 @@ const CONFIG: &str = r#"{ "rules": [
       "ongoing": { "wait": { "max": "2s" } } },
     { "name": "requeue", "match": { "path": "/requeue/{id}" }, "key": [ { "json": "/id" } ],
       "caller": "anyone", "lease": "1s", "unknown_ttl": "0s", "ttl": "8s",
-      "ongoing": { "requeue": { "delay": "100ms", "attempts": 20 } } }
+      "ongoing": { "requeue": { "delay": "100ms", "attempts": 20 } } },
+    { "name": "detached", "match": { "path": "/detached/{id}" }, "key": [ { "path": "id" } ],
+      "caller": "anyone", "fingerprint": "none", "lease": "1s", "unknown_ttl": "3s", "ttl": "8s",
+      "ongoing": { "wait": { "max": "2s" } }, "execution": { "detached": { "timeout": "5s" } } }
 ] }"#;
 
 /// Shorter than a record's own, so that both ends are met.
 const LOCAL_TTL: Duration = Duration::from_secs(3);
 const LEASE_MILLIS: u64 = 1_000;
 const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
-const UNKNOWN_FOR_MILLIS: [u64; 3] = [3_000, 3_000, 0];
+const UNKNOWN_FOR_MILLIS: [u64; 4] = [3_000, 3_000, 0, 3_000];
 const TTL_MILLIS: u64 = 8_000;
 /// Longer than a lease.
 const FROZEN_MILLIS: u64 = 2_500;
-const RULES: [&str; 3] = ["reject", "wait", "requeue"];
+const RULES: [&str; 4] = ["reject", "wait", "requeue", "detached"];
 const ENVOYS: usize = 2;
 const CLIENTS: usize = 60;
 const IDS: u64 = 3;
@@ -182,6 +187,8 @@ struct Stream {
     /// When the store gave it the claim.
     claimed_at: Option<u64>,
     executing: bool,
+    /// The worker's own request, if the execution is detached.
+    sent: Option<Question>,
     /// The whole answer is here, and the filter holds its last byte.
     end_held: bool,
     answered: bool,
@@ -256,6 +263,7 @@ impl Attributes for Told {
         match path {
             ["response", "code_details"] => Some(details.into()),
             ["response", "flags"] => Some(flags.to_le_bytes().to_vec()),
+            ["xds", "cluster_name"] => Some(b"origin".to_vec()),
             ["upstream", "address"] => Some(b"10.0.0.1:80".to_vec()),
             _ => None,
         }
@@ -444,7 +452,7 @@ impl World {
         // Up to three lease lengths.
         let millis_at_origin = self.random.below(3_000);
         let token = Token(std::array::from_fn(|_| self.random.next() as u8));
-        let exchange = Exchange::new(self.config.clone(), token);
+        let exchange = Exchange::new(self.config.clone(), "nonce".into(), token);
         let stream = self.streams.len();
         self.streams.push(Stream {
             exchange: Some(exchange),
@@ -456,6 +464,7 @@ impl World {
             token,
             claimed_at: None,
             executing: false,
+            sent: None,
             end_held: false,
             answered: false,
             left: false,
@@ -503,7 +512,8 @@ impl World {
         let from_elsewhere =
             matches!(input, Input::StoreReplied { .. } | Input::Woken | Input::Tick);
         let step = exchange.handle(input, now);
-        let refused = self.streams[stream].answered && !self.streams[stream].executing;
+        let Stream { answered, executing, sent, .. } = self.streams[stream];
+        let refused = answered && (!executing || sent.is_some());
         assert!(
             !(refused && from_elsewhere && step.flow == Flow::Continue),
             "stream {stream} is answered, and its request goes on all the same"
@@ -537,7 +547,8 @@ impl World {
             Order::Ask(question, command) => self.send(stream, question, command),
             Order::AskHere(..) => panic!("no rule says local"),
             Order::Answer(reply) => {
-                assert!(!self.streams[stream].executing, "answered and executed");
+                let Stream { executing, sent, .. } = self.streams[stream];
+                assert!(!executing || sent.is_some(), "answered and executed");
                 self.streams[stream].answered = true;
                 self.totals.answers += 1;
                 let replayed = reply.headers.iter().any(|(name, _)| name == b"idempotent-replayed");
@@ -548,6 +559,10 @@ impl World {
                 // The answer takes its way through Envoy; what was asked meanwhile may be answered first.
                 let after = self.random.below(400);
                 self.after(after, Event::StreamEnds { stream });
+            }
+            Order::Send(question, _) => {
+                self.totals.detached += 1;
+                self.streams[stream].sent = Some(question);
             }
             Order::Watch(key) => self.watchers.entry(key).or_default().push(stream),
             Order::Unwatch(key) => {
@@ -749,7 +764,27 @@ impl World {
         assert!(recorded, "{operation:?} is replayed at {} and not recorded", self.now);
     }
 
+    /// The worker's own request has its answer, whoever is still there.
+    fn origin_replies(&mut self, stream: usize, question: Question) {
+        let text = |text: &str| text.as_bytes().to_vec();
+        let answer = |status: &str, more: Option<&str>, body: &str| {
+            let more = more.map(|name| (text(name), text("3")));
+            let headers = [(text(":status"), text(status))].into_iter().chain(more).collect();
+            Fetched::Answer { headers, body: text(body) }
+        };
+        let fetched = match self.streams[stream].ending {
+            Ending::Stored => answer("201", Some("x-envoy-upstream-service-time"), "an answer"),
+            Ending::Released => answer("503", None, "reset reason: remote connection failure"),
+            Ending::Doubtful => answer("504", None, "upstream request timeout"),
+            Ending::DiesInTheMiddle => Fetched::Broken,
+        };
+        self.feed(stream, Input::OriginReplied { question, fetched });
+    }
+
     fn origin_answers(&mut self, stream: usize) {
+        if let Some(question) = self.streams[stream].sent {
+            return self.origin_replies(stream, question);
+        }
         if self.streams[stream].left {
             return;
         }

@@ -69,7 +69,8 @@ impl Answer {
         }
         let seconds = self.header("retry-after").map(|text| text.parse::<u64>().unwrap());
         assert_eq!(problem["retry_after"].as_u64(), seconds, "{problem}");
-        let may_be_retried = ["in-progress", "store-unavailable"].contains(&code);
+        let may_be_retried =
+            ["in-progress", "store-unavailable", "origin-unreachable"].contains(&code);
         assert_eq!(seconds.is_some(), may_be_retried, "{problem}");
         if let Some(first_seen) = problem.get("first_seen") {
             let first_seen = first_seen.as_str().unwrap();

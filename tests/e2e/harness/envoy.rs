@@ -26,6 +26,9 @@ fn file(variable: &str, default: &str, made_by: &str) -> PathBuf {
     path
 }
 
+/// The name of the listener that leads from Envoy to itself, with the same filters.
+const LOOPBACK: &str = "loopback";
+
 fn module() -> PathBuf {
     file("IDEMPOTENCY_MODULE", MODULE, "make wasm")
 }
@@ -193,6 +196,18 @@ impl Bootstrap {
         self
     }
 
+    /// The filter of the listener that leads back into this Envoy is the filter of the front, in the file by
+    /// an alias: what a test has changed in one, it has changed in both.
+    fn alias(mut self) -> Self {
+        let filter = self.manager()["http_filters"][0].clone();
+        let listeners = self.file["static_resources"]["listeners"].as_array_mut().unwrap();
+        for listener in listeners.iter_mut().filter(|listener| listener["name"] == LOOPBACK) {
+            let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+            manager["http_filters"][0] = filter.clone();
+        }
+        self
+    }
+
     /// The whole file.
     pub fn value(&mut self) -> &mut Value {
         &mut self.file
@@ -242,6 +257,7 @@ impl Envoy {
     }
 
     async fn try_start(bootstrap: Bootstrap) -> Result<Self, String> {
+        let bootstrap = bootstrap.alias();
         let scratch = Scratch::new();
         let config = scratch.file("envoy.json");
         std::fs::write(&config, bootstrap.file.to_string()).unwrap();

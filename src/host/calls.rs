@@ -1,0 +1,97 @@
+//! HTTP calls of the root context: to Webdis, and to origins for who executes detached.
+
+use super::abi;
+use super::backend::Asker;
+use crate::exchange::Fetched;
+use crate::store::redis::Ticket;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Who wants to know what comes of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Caller {
+    /// The way to Redis.
+    Store(Ticket),
+    /// A stream.
+    Stream(Asker),
+}
+
+/// A call that was not made yet: only a callback of the root's own may, for the SDK hands what comes to
+/// whoever was active then, and drops it if that is gone.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) caller: Caller,
+    pub(super) cluster: String,
+    pub(super) headers: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) body: Vec<u8>,
+    pub(super) timeout: Duration,
+}
+
+/// The calls of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    wanted: Vec<Wanted>,
+    under_way: HashMap<u32, Caller>,
+}
+
+impl Calls {
+    pub(super) fn want(&mut self, wanted: Wanted) {
+        self.wanted.push(wanted);
+    }
+
+    /// Makes the calls. Those that Envoy will not make are given back.
+    pub(super) fn as_root(&mut self) -> Vec<Caller> {
+        let mut refused = Vec::new();
+        for Wanted { caller, cluster, headers, body, timeout } in std::mem::take(&mut self.wanted) {
+            match call(&cluster, &headers, &body, timeout) {
+                Ok(token) => {
+                    self.under_way.insert(token, caller);
+                }
+                Err(why) => {
+                    log::warn!("Envoy would not call the cluster {cluster:?}: {why}");
+                    refused.push(caller);
+                }
+            }
+        }
+        refused
+    }
+
+    /// The call is over: whose it was.
+    pub(super) fn over(&mut self, token: u32) -> Option<Caller> {
+        self.under_way.remove(&token)
+    }
+
+    /// Nobody waits for a call.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wanted.is_empty() && self.under_way.is_empty()
+    }
+}
+
+fn call(
+    cluster: &str,
+    headers: &[(Vec<u8>, Vec<u8>)],
+    body: &[u8],
+    timeout: Duration,
+) -> Result<u32, String> {
+    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "a header is no text".to_owned());
+    let mut pairs = Vec::with_capacity(headers.len());
+    for (name, value) in headers {
+        pairs.push((text(name)?, text(value)?));
+    }
+    // Zero is no timeout at all.
+    let timeout = timeout.max(Duration::from_millis(1));
+    let body = (!body.is_empty()).then_some(body);
+    proxy_wasm::hostcalls::dispatch_http_call(cluster, pairs, body, Vec::new(), timeout)
+        .map_err(|status| format!("{status:?}"))
+}
+
+/// What a call has brought. Only in its callback. `headers` is their number: a reset in the middle of an
+/// answer has none.
+pub(super) fn fetched(headers: usize, body: usize) -> Fetched {
+    match abi::call_response_headers() {
+        Some(pairs) if headers > 0 && !pairs.is_empty() => {
+            Fetched::Answer { headers: pairs, body: abi::call_response_body(body) }
+        }
+        Some(_) | None => Fetched::Broken,
+    }
+}
