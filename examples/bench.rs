@@ -12,9 +12,13 @@
 #[path = "../tests/e2e/harness/mod.rs"]
 mod harness;
 
-use harness::{Bootstrap, Client, Envoy, Origin, Request};
+#[path = "bench/nginx.rs"]
+mod nginx;
+
+use harness::{Bootstrap, Client, Envoy, Origin, Redis, Request};
+use nginx::Nginx;
 use serde_json::json;
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,28 +39,51 @@ enum Case {
     NoRule,
     /// Every request is new: claimed, run, recorded.
     First,
+    /// … in Redis, which every Envoy shares.
+    FirstRedis,
+    /// Another proxy does the same, by a script of its own.
+    FirstNginx,
     /// Envoy without the filter reads the body and answers by itself.
     Direct,
     /// Every request is answered from one record.
     Replay,
+    /// … by the other proxy, which asks Redis each time.
+    ReplayNginx,
 }
 
 impl Case {
-    const ALL: [Self; 5] = [Self::Plain, Self::NoRule, Self::First, Self::Direct, Self::Replay];
+    const ALL: [Self; 8] = [
+        Self::Plain,
+        Self::NoRule,
+        Self::First,
+        Self::FirstRedis,
+        Self::FirstNginx,
+        Self::Direct,
+        Self::Replay,
+        Self::ReplayNginx,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain proxying, no filter",
             Self::NoRule => "filter, no rule matches",
             Self::First => "filter, first execution",
+            Self::FirstRedis => "filter, first execution, Redis",
+            Self::FirstNginx => "NGINX + Lua, first, Redis",
             Self::Direct => "Envoy's own answer, no filter",
             Self::Replay => "filter, replay",
+            Self::ReplayNginx => "NGINX + Lua, replay, Redis",
         }
     }
 
     const fn path(self) -> &'static str {
         match self {
-            Self::Plain | Self::First | Self::Replay => "/v1/payments",
+            Self::Plain
+            | Self::First
+            | Self::FirstRedis
+            | Self::FirstNginx
+            | Self::Replay
+            | Self::ReplayNginx => "/v1/payments",
             Self::NoRule => "/other",
             Self::Direct => "/direct",
         }
@@ -65,8 +92,22 @@ impl Case {
     /// What its ratio is to.
     const fn baseline(self) -> Self {
         match self {
-            Self::Plain | Self::NoRule | Self::First => Self::Plain,
-            Self::Direct | Self::Replay => Self::Direct,
+            Self::Plain | Self::NoRule | Self::First | Self::FirstRedis | Self::FirstNginx => {
+                Self::Plain
+            }
+            Self::Direct | Self::Replay | Self::ReplayNginx => Self::Direct,
+        }
+    }
+
+    const fn replays(self) -> bool {
+        match self {
+            Self::Replay | Self::ReplayNginx => true,
+            Self::Plain
+            | Self::NoRule
+            | Self::First
+            | Self::FirstRedis
+            | Self::FirstNginx
+            | Self::Direct => false,
         }
     }
 }
@@ -114,40 +155,85 @@ fn with_filter() -> Bootstrap {
     Bootstrap::demo().with(|bootstrap| bootstrap.manager()["access_log"] = json!([]))
 }
 
+/// Envoy with records in this Redis.
+fn with_redis(redis: &Redis) -> Bootstrap {
+    Bootstrap::redis(redis.port()).with(|bootstrap| bootstrap.manager()["access_log"] = json!([]))
+}
+
+/// All that is measured, running side by side.
+struct Bench {
+    _origin: Origin,
+    plain: Envoy,
+    filtered: Envoy,
+    shared: Envoy,
+    /// Where it is installed.
+    nginx: Option<Nginx>,
+    _redis: Redis,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let origin = Origin::forgetful().await;
+        let redis = Redis::start().await;
+        let port = origin.address.port();
+        Self {
+            plain: Envoy::start(without_filter().origin(port)).await,
+            filtered: Envoy::start(with_filter().origin(port)).await,
+            shared: Envoy::start(with_redis(&redis).origin(port)).await,
+            nginx: Nginx::start(port, redis.port()).await,
+            _origin: origin,
+            _redis: redis,
+        }
+    }
+
+    /// Who is measured; `None` if they are not installed.
+    fn front(&self, case: Case) -> Option<SocketAddr> {
+        match case {
+            Case::Plain | Case::Direct => Some(self.plain.front),
+            Case::NoRule | Case::First | Case::Replay => Some(self.filtered.front),
+            Case::FirstRedis => Some(self.shared.front),
+            Case::FirstNginx | Case::ReplayNginx => self.nginx.as_ref().map(|nginx| nginx.front),
+        }
+    }
+
+    /// The cases that can be measured, each with whom to ask.
+    fn cases(&self) -> Vec<(Case, SocketAddr)> {
+        Case::ALL.into_iter().filter_map(|case| Some((case, self.front(case)?))).collect()
+    }
+}
+
 static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
 
-fn request(envoy: &Envoy, case: Case) -> Request {
-    let key = match case {
-        Case::Replay => "replayed".to_owned(),
-        Case::Plain | Case::NoRule | Case::First | Case::Direct => {
-            format!("key-{}", NEXT_KEY.fetch_add(1, Ordering::Relaxed))
-        }
+fn request(front: SocketAddr, case: Case) -> Request {
+    let key = if case.replays() {
+        "replayed".to_owned()
+    } else {
+        format!("key-{}", NEXT_KEY.fetch_add(1, Ordering::Relaxed))
     };
-    Request::new(envoy.front, "POST", case.path())
+    Request::new(front, "POST", case.path())
         .key(&key)
         .caller("Bearer alice")
         .json(r#"{"amount":100,"currency":"EUR","to":"DE89370400440532013000"}"#)
 }
 
-async fn measure(envoy: &Arc<Envoy>, case: Case, connections: usize) -> Figures {
-    if case == Case::Replay {
+async fn measure(front: SocketAddr, case: Case, connections: usize) -> Figures {
+    if case.replays() {
         // The record that is replayed: new, or dropped for those of the first executions.
-        request(envoy, case).send().await;
+        request(front, case).send().await;
     }
     let mut tasks = Vec::new();
     let begun = Instant::now();
     for _ in 0..connections {
-        let client = Client::connect(envoy.front, false).await.unwrap();
-        let envoy = envoy.clone();
+        let client = Client::connect(front, false).await.unwrap();
         tasks.push(tokio::spawn(async move {
             let mut took = Vec::new();
             while begun.elapsed() < MEASURED {
-                let request = request(&envoy, case);
+                let request = request(front, case);
                 let sent = Instant::now();
                 let answer = client.send(request).await.unwrap();
                 took.push(sent.elapsed());
                 assert_eq!(answer.status, 200, "{}", answer.text());
-                assert_eq!(answer.is_replay(), case == Case::Replay);
+                assert_eq!(answer.is_replay(), case.replays());
             }
             took
         }));
@@ -163,42 +249,58 @@ async fn measure(envoy: &Arc<Envoy>, case: Case, connections: usize) -> Figures 
 
 #[tokio::main]
 async fn main() {
-    let origin = Origin::forgetful().await;
-    let port = origin.address.port();
-    let plain = Arc::new(Envoy::start(without_filter().origin(port)).await);
-    let filtered = Arc::new(Envoy::start(with_filter().origin(port)).await);
+    let bench = Bench::start().await;
     println!(
-        "{} rounds of {} s a line; Envoy with 2 workers, load and origin on the same cores\n",
-        ROUNDS,
+        "{ROUNDS} rounds of {} s a line; each proxy with 2 workers; load, origin and Redis on the same cores\n",
         MEASURED.as_secs()
     );
     println!("{:<32}{:>12}{:>12}{:>9}", "", "requests/s", "p50 in µs", "ratio");
     for connections in CONNECTIONS {
-        let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); Case::ALL.len()];
+        let cases = bench.cases();
+        let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); cases.len()];
         for _ in 0..ROUNDS {
-            for (case, figures) in Case::ALL.into_iter().zip(&mut rounds) {
-                let envoy = match case {
-                    Case::Plain | Case::Direct => &plain,
-                    Case::NoRule | Case::First | Case::Replay => &filtered,
-                };
-                figures.push(measure(envoy, case, connections).await);
+            for ((case, front), figures) in cases.iter().zip(&mut rounds) {
+                figures.push(measure(*front, *case, connections).await);
             }
         }
-        println!("{connections} connection{}", if connections == 1 { "" } else { "s" });
-        let medians: Vec<(Case, Figures)> =
-            Case::ALL.into_iter().zip(rounds.into_iter().map(median)).collect();
-        for (case, figures) in &medians {
-            let (_, baseline) =
-                medians.iter().find(|(other, _)| *other == case.baseline()).unwrap();
-            let ratio = figures.per_second / baseline.per_second;
-            let (name, per_second) = (case.name(), figures.per_second);
-            println!(
-                "  {name:<30}{per_second:>12.0}{:>12}{ratio:>9.2}",
-                figures.median.as_micros()
-            );
-        }
+        let cases = cases.into_iter().map(|(case, _)| case);
+        let medians: Vec<_> = cases.zip(rounds.into_iter().map(median)).collect();
+        print(connections, &medians);
     }
     println!("\nA ratio is to the line without the filter above it, in requests/s.");
+    if bench.nginx.is_none() {
+        println!("NGINX + Lua was left out: {}.", Nginx::WANTED);
+    }
+}
+
+fn print(connections: usize, medians: &[(Case, Figures)]) {
+    let of = |wanted: Case| {
+        let (_, figures) = medians.iter().find(|(case, _)| *case == wanted)?;
+        Some(*figures)
+    };
+    println!("{connections} connection{}", if connections == 1 { "" } else { "s" });
+    for (case, figures) in medians {
+        let ratio = figures.per_second / of(case.baseline()).unwrap().per_second;
+        let (name, per_second) = (case.name(), figures.per_second);
+        println!("  {name:<30}{per_second:>12.0}{:>12}{ratio:>9.2}", figures.median.as_micros());
+    }
+    // Under load the difference is of queues.
+    if connections == 1
+        && let (Some(first), Some(plain)) = (of(Case::FirstRedis), of(Case::Plain))
+    {
+        let added = first.median.saturating_sub(plain.median);
+        println!(
+            "  a first execution with Redis adds {} µs to plain proxying (p50)",
+            added.as_micros()
+        );
+    }
+    for (ours, theirs) in [(Case::FirstRedis, Case::FirstNginx), (Case::Replay, Case::ReplayNginx)]
+    {
+        if let (Some(of_ours), Some(of_theirs)) = (of(ours), of(theirs)) {
+            let ratio = of_ours.per_second / of_theirs.per_second;
+            println!("  {} ÷ {}: {ratio:.2}", ours.name(), theirs.name());
+        }
+    }
 }
 
 /// The middle round of each figure.
