@@ -12,7 +12,7 @@ export IDEMPOTENCY_MODULE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/wasm32-
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm test lint fmt e2e demo serve bench clean setup
+.PHONY: help build wasm test lint fmt e2e demo serve bench soak clean setup
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ serve: wasm ## leave Envoy and an origin running, and print curl lines to try; C
 # Unwinding, so that a bench that fails ends its Envoys; the release profile is the module's.
 bench: wasm ## requests/s and latency with and without the filter, from one run
 	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release --example bench
+
+# Unwinding, as in the bench.
+soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 s; SOAK_SECONDS=… says how many
+	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release --example soak
 
 clean: ## remove what was built; .tools/ stays
 	@cargo clean
