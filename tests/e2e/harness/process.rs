@@ -70,6 +70,8 @@ impl Process {
         let log = scratch.file("log");
         let file = File::options().create(true).append(true).open(&log).unwrap();
         let child = command
+            // What a server leaves where it stands goes with the folder.
+            .current_dir(scratch.path())
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
