@@ -93,6 +93,7 @@ unsafe extern "C" {
         end_of_stream: i32,
     ) -> u32;
     fn proxy_grpc_cancel(token: u32) -> u32;
+    fn proxy_done() -> u32;
     fn proxy_get_header_map_pairs(kind: u32, data: *mut *mut u8, size: *mut usize) -> u32;
     fn proxy_replace_header_map_value(
         kind: u32,
@@ -226,6 +227,12 @@ pub(super) fn grpc_send(token: u32, message: &[u8]) -> Result<(), Failure> {
 pub(super) fn grpc_cancel(token: u32) -> Result<(), Failure> {
     // SAFETY: takes a number.
     checked(unsafe { proxy_grpc_cancel(token) })
+}
+
+/// The effective context, whose end was put off, has nothing left to do.
+pub(super) fn done() -> Result<(), Failure> {
+    // SAFETY: takes nothing.
+    checked(unsafe { proxy_done() })
 }
 
 /// The plugin's configuration.

@@ -122,6 +122,7 @@ impl Root {
             Ok(mut worker) => {
                 act(&mut worker);
                 worker.flush();
+                worker.end_if_settled(self.id);
             }
             Err(_) => log::error!("unreachable: Envoy called back into a host call"),
         }
@@ -129,6 +130,13 @@ impl Root {
 }
 
 impl Context for Root {
+    /// Another configuration has taken this one's place, or Envoy drains: what is owed to the store is
+    /// settled first.
+    fn on_done(&mut self) -> bool {
+        let Role::Filter(worker) = &self.role else { return true };
+        worker.try_borrow_mut().is_ok_and(|mut worker| worker.end())
+    }
+
     fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
         self.with(|worker| worker.grpc_message(token, size));
     }

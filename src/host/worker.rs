@@ -68,6 +68,8 @@ pub(super) struct Worker {
     /// A body came while its headers were held: `allow_on_headers_stop_iteration` is on.
     bodies_come: bool,
     tick: Duration,
+    /// Envoy has said that this is the end.
+    ending: bool,
 }
 
 /// A request on its way.
@@ -117,6 +119,23 @@ impl Worker {
             probes: HashMap::new(),
             bodies_come: false,
             tick: Duration::ZERO,
+            ending: false,
+        }
+    }
+
+    /// It is the end: whether everything is settled.
+    pub(super) fn end(&mut self) -> bool {
+        self.ending = true;
+        // From now on nothing but the tick comes.
+        self.set_tick(SHORT_TICK);
+        self.streams.is_empty()
+    }
+
+    /// Says so when it has been the end for a while and everything is settled now.
+    pub(super) fn end_if_settled(&mut self, root: u32) {
+        if self.ending && self.streams.is_empty() && abi::set_effective_context(root).is_ok() {
+            self.ending = false;
+            warn("end a configuration", abi::done());
         }
     }
 

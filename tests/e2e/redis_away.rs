@@ -283,3 +283,35 @@ async fn a_policy_that_evicts_is_warned_about_once() {
     eventually("it is warned about", async || envoy.log().contains("allkeys-lru")).await;
     assert_eq!(envoy.log().matches("maxmemory-policy").count(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_owed_is_written_when_the_configuration_has_been_replaced() {
+    let redis = Redis::start().await;
+    let origin = Origin::start().await;
+    let bootstrap = |ttl: &str| {
+        Bootstrap::redis(redis.port())
+            .rules(&pay(json!({ "lease": "60s", "ttl": ttl })))
+            .origin(origin.address.port())
+    };
+    let envoy = Envoy::start(bootstrap("1h").replaceable()).await;
+    let post = || with(Request::new(envoy.front, "POST", "/pay"), "a");
+    let first = tokio::spawn(post().header("x-origin-hold", "it").send());
+    eventually("the first runs", async || origin.executions() == 1).await;
+    redis.freeze().await;
+    origin.release("it");
+    assert_eq!(first.await.unwrap().status, 200);
+    envoy.replace(bootstrap("2h")).await;
+    eventually("the old listener is gone", async || {
+        envoy.stat("listener_manager.total_listeners_draining").await == Some(0)
+    })
+    .await;
+    redis.thaw().await;
+    let key = || async { redis.keys("idem:*").await.remove(0) };
+    eventually("the answer is recorded", async || {
+        redis.bytes(&key().await).await.get(1) == Some(&b'a')
+    })
+    .await;
+    assert_eq!(origin.executions(), 1);
+    eventually("the new configuration serves", async || post().send().await.is_replay()).await;
+    assert_eq!(origin.executions(), 1);
+}

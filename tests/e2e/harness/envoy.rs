@@ -1,8 +1,8 @@
 //! Envoy processes: started from the files in `envoy/`, ended by their id.
 
-use super::process::{Process, Scratch};
+use super::process::{Process, Scratch, free_port};
 use super::redis::{Redis, RedisCluster, Webdis};
-use super::{PATIENCE, client};
+use super::{PATIENCE, client, eventually};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ fn file(variable: &str, default: &str, made_by: &str) -> PathBuf {
     path
 }
 
+/// The file of the listeners that can be replaced.
+const LISTENERS: &str = "listeners.json";
+
 /// The name of the listener that leads from Envoy to itself, with the same filters.
 const LOOPBACK: &str = "loopback";
 
@@ -45,6 +48,8 @@ pub struct Bootstrap {
     file: Value,
     /// Variables of the process's environment.
     environment: Vec<(String, String)>,
+    /// The listeners come from a file that can be replaced while Envoy runs.
+    replaceable: bool,
 }
 
 impl Bootstrap {
@@ -58,7 +63,7 @@ impl Bootstrap {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy").join(name);
         let text = std::fs::read_to_string(&path).unwrap();
         let file: Value = serde_norway::from_str(&text).unwrap();
-        let mut bootstrap = Self { file, environment: Vec::new() };
+        let mut bootstrap = Self { file, environment: Vec::new(), replaceable: false };
         bootstrap.file["admin"]["address"]["socket_address"]["port_value"] = json!(0);
         bootstrap.listener()["address"]["socket_address"]["port_value"] = json!(0);
         let module = module();
@@ -189,6 +194,24 @@ impl Bootstrap {
         self
     }
 
+    /// Lets [`Envoy::replace`] put other listeners in the place of these.
+    #[must_use]
+    pub fn replaceable(mut self) -> Self {
+        let port = free_port();
+        self.listener()["address"]["socket_address"]["port_value"] = json!(port);
+        self.replaceable = true;
+        self
+    }
+
+    /// The listeners as a resource of their own, out of this file.
+    fn take_listeners(&mut self) -> String {
+        let mut listeners = self.file["static_resources"]["listeners"].take();
+        for listener in listeners.as_array_mut().unwrap() {
+            listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
+        }
+        json!({ "resources": listeners }).to_string()
+    }
+
     /// Changes anything else.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
@@ -215,7 +238,9 @@ impl Bootstrap {
 
     /// Where the origin listens.
     #[must_use]
-    pub fn origin(self, port: u16) -> Self {
+    pub fn origin(mut self, port: u16) -> Self {
+        // A busy machine is no origin that is gone.
+        self.cluster("origin")["connect_timeout"] = json!("10s");
         self.endpoints("origin", &[port])
     }
 }
@@ -224,7 +249,7 @@ impl Bootstrap {
 pub struct Envoy {
     /// Before the folder, whose log it prints.
     process: Process,
-    _scratch: Scratch,
+    scratch: Scratch,
     /// Where clients send their requests.
     pub front: SocketAddr,
     /// Where Envoy tells about itself.
@@ -257,8 +282,15 @@ impl Envoy {
     }
 
     async fn try_start(bootstrap: Bootstrap) -> Result<Self, String> {
-        let bootstrap = bootstrap.alias();
+        let mut bootstrap = bootstrap.alias();
         let scratch = Scratch::new();
+        if bootstrap.replaceable {
+            let path = scratch.file(LISTENERS);
+            std::fs::write(&path, bootstrap.take_listeners()).unwrap();
+            bootstrap.file["node"] = json!({ "id": "test", "cluster": "test" });
+            bootstrap.file["dynamic_resources"] = json!({
+                "lds_config": { "path_config_source": { "path": path } } });
+        }
         let config = scratch.file("envoy.json");
         std::fs::write(&config, bootstrap.file.to_string()).unwrap();
         let admin_path = scratch.file("admin");
@@ -287,7 +319,7 @@ impl Envoy {
                 && client::get(admin, "/ready").await.is_some_and(|text| text.contains("LIVE"))
                 && let Some(front) = front(admin).await
             {
-                return Ok(Self { process, _scratch: scratch, front, admin });
+                return Ok(Self { process, scratch, front, admin });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -335,6 +367,27 @@ impl Envoy {
         let line = line.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
+    }
+
+    /// Puts the listeners of this bootstrap in the place of those it has, on the same port, as a control
+    /// plane would.
+    ///
+    /// # Panics
+    ///
+    /// If it was not started with [`Bootstrap::replaceable`], or does not take them.
+    pub async fn replace(&self, bootstrap: Bootstrap) {
+        let mut bootstrap = bootstrap.alias();
+        bootstrap.listener()["address"]["socket_address"]["port_value"] = json!(self.front.port());
+        let updates = "listener_manager.lds.update_success";
+        let before = self.stat(updates).await.unwrap();
+        let next = self.scratch.file("next");
+        std::fs::write(&next, bootstrap.take_listeners()).unwrap();
+        // Envoy looks when a file is moved there.
+        std::fs::rename(next, self.scratch.file(LISTENERS)).unwrap();
+        eventually("Envoy has taken the listeners", async || {
+            self.stat(updates).await.unwrap() > before
+        })
+        .await;
     }
 
     /// The id of its process.
