@@ -1,7 +1,12 @@
 //! What becomes of the first answer: kept, released, unknown, or a tombstone.
 
-use crate::harness::client::Raw;
-use crate::harness::{World, eventually};
+mod gone;
+mod rows;
+mod rude;
+mod upstreams;
+
+use crate::harness::place::Store;
+use crate::harness::{Place, World, eventually};
 use crate::pay;
 use serde_json::{Value, json};
 
@@ -97,27 +102,36 @@ async fn a_rule_changes_what_is_kept() {
     assert_eq!(world.executions(), 6);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_origin_decides_by_a_header_that_the_client_never_sees() {
-    let world = World::start(pay(json!({}))).await;
-    let request = |key: &str, control: &str| {
-        world
-            .post("/pay")
-            .key(key)
-            .caller("alice")
-            .json("{}")
-            .header("x-origin-header", format!("idempotency-control: {control}"))
+async fn the_origin_decides_how_long_its_answer_is_kept(store: Store) {
+    let place = Place::start(store, &pay(json!({})), |bootstrap| bootstrap).await;
+    let request = |control: &str| {
+        let request = place.post("/pay").key("a").caller("alice").json("{}");
+        request.header("x-origin-header", format!("idempotency-control: {control}"))
     };
-    let first = request("a", "no-store").send().await;
+    let first = request("no-store").send().await;
     assert_eq!((first.status, first.header("idempotency-control")), (200, None));
-    assert!(!request("a", "no-store").send().await.is_replay());
-    assert_eq!(world.executions(), 2);
-    request("b", "ttl=1").send().await;
-    let retry = request("b", "ttl=1").send().await;
-    assert_eq!((retry.is_replay(), retry.header("idempotency-control")), (true, None));
-    eventually("the record is over", async || !request("b", "ttl=1").send().await.is_replay())
-        .await;
-    assert_eq!(world.executions(), 4);
+    assert_eq!(place.attempts("a"), ["1"]);
+    let second = request("ttl=1").send().await;
+    assert_eq!((second.is_replay(), second.header("idempotency-control")), (false, None));
+    let replay = request("").send().await;
+    assert_eq!((replay.is_replay(), replay.header("idempotency-control")), (true, None));
+    assert_eq!(place.attempts("a"), ["1", "1"]);
+    eventually("the record is over", async || {
+        let retry = place.elsewhere("/pay").key("a").caller("alice").json("{}").send().await;
+        !retry.is_replay()
+    })
+    .await;
+    assert_eq!(place.attempts("a"), ["1", "1", "1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_origin_decides_how_long_its_answer_is_kept_in_memory() {
+    the_origin_decides_how_long_its_answer_is_kept(Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_origin_decides_how_long_its_answer_is_kept_in_redis() {
+    the_origin_decides_how_long_its_answer_is_kept(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,86 +148,6 @@ async fn an_event_stream_reaches_its_client_and_leaves_a_tombstone() {
     let retry = request.send().await;
     assert_eq!((retry.status, retry.code().as_str()), (409, "completed-not-stored"));
     assert_eq!(world.executions(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn where_no_connection_stood_nothing_has_run() {
-    let mut config = pay(json!({}));
-    config["rules"][0]["match"] = json!({});
-    let world = World::start(config).await;
-    for path in ["/refused/a", "/refused/a"] {
-        let answer = world.post(path).key("a").caller("alice").json("{}").send().await;
-        assert_eq!((answer.status, answer.is_replay()), (503, false));
-    }
-    assert_eq!(world.counted("all", "executed").await + world.counted("pay", "executed").await, 2);
-}
-
-/// Executes once in doubt, and shows what happens to the key.
-async fn in_doubt(path: &str, header: (&str, &str), status: Option<u16>) {
-    let mut config = pay(json!({ "unknown_ttl": "2s" }));
-    config["rules"][0]["match"] = json!({});
-    let world = World::start(config).await;
-    let request = world.post(path).key("a").caller("alice").json("{}");
-    let first = request.clone().header(header.0, header.1).try_send().await;
-    assert_eq!(first.ok().map(|answer| answer.status), status);
-    // The record is written when Envoy knows; a client that was cut off may know before it.
-    eventually("the key is in doubt", async || {
-        request.clone().send().await.code() == "outcome-unknown"
-    })
-    .await;
-    let retry = request.clone().send().await;
-    assert_eq!((retry.status, retry.code().as_str()), (409, "outcome-unknown"));
-    assert_eq!(retry.header("retry-after"), None);
-    assert_eq!(world.executions(), 1);
-    eventually("the next attempt takes over", async || request.clone().send().await.status == 200)
-        .await;
-    assert_eq!(world.executions(), 2);
-    assert_eq!(world.origin.seen()[0].header("idempotency-attempt"), Some("1"));
-    assert_eq!(world.origin.seen()[1].header("idempotency-attempt"), Some("2"));
-    assert_eq!(world.envoy.stat("wasmcustom.idempotency_takeovers_total").await, Some(1));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_origin_that_closes_before_its_answer_may_have_run() {
-    in_doubt("/pay", ("x-origin-die", "before"), Some(503)).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_origin_that_dies_in_the_middle_of_its_answer_has_run() {
-    in_doubt("/pay", ("x-origin-die", "middle"), None).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_origin_that_takes_too_long_may_have_run() {
-    in_doubt("/impatient/pay", ("x-origin-delay-ms", "1000"), Some(504)).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_puts_its_key_in_doubt() {
-    let world = World::start(pay(json!({ "unknown_ttl": "2s" }))).await;
-    let mut raw = Raw::connect(world.envoy.front).await.unwrap();
-    raw.write(
-        b"POST /pay HTTP/1.1\r\nhost: api.example.com\r\nidempotency-key: a\r\n\
-          authorization: alice\r\nidempotency-attempt: 77\r\nx-origin-hold: it\r\n\
-          content-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
-    )
-    .await
-    .unwrap();
-    eventually("the first runs", async || world.executions() == 1).await;
-    let request = world.post("/pay").key("a").caller("alice").json("{}");
-    assert_eq!(request.clone().send().await.code(), "in-progress");
-    drop(raw);
-    eventually("the key is in doubt", async || {
-        request.clone().send().await.code() == "outcome-unknown"
-    })
-    .await;
-    assert_eq!(world.executions(), 1);
-    eventually("the next attempt takes over", async || request.clone().send().await.status == 200)
-        .await;
-    assert_eq!(world.executions(), 2);
-    // What a client says about attempts does not count.
-    assert_eq!(world.origin.seen()[0].header("idempotency-attempt"), Some("1"));
-    assert_eq!(world.origin.seen()[1].header("idempotency-attempt"), Some("2"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -301,6 +301,8 @@ impl Envoy {
             .args(["--component-log-level", "main:warning,config:warning,upstream:warning"])
             // A test's Envoy that is told to end has nothing to drain.
             .args(["--drain-time-s", "1"])
+            // Tests wait for lines of the access log; Envoy keeps them for ten seconds.
+            .args(["--file-flush-interval-msec", "50"])
             .arg("--config-path")
             .arg(&config)
             .arg("--admin-address-path")

@@ -24,12 +24,14 @@
 pub mod client;
 pub mod envoy;
 pub mod origin;
+pub mod place;
 pub mod process;
 pub mod redis;
 
 pub use client::{Answer, Client, Request};
 pub use envoy::{Bootstrap, Envoy};
 pub use origin::Origin;
+pub use place::Place;
 pub use redis::{Redis, RedisCluster, Webdis};
 
 use serde_json::Value;

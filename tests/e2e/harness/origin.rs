@@ -55,6 +55,7 @@ impl Seen {
 /// | `x-origin-hold-stream: NAME` | waits for the release before the last piece of a stream |
 /// | `x-origin-trailers: 1` | ends a stream with the trailer `x-checksum` |
 /// | `x-origin-die: before` / `middle` | closes the connection before or in the middle of its answer |
+/// | `x-origin-until-try: N` | from the Nth try of Envoy's router on (`x-envoy-attempt-count`), does none of this |
 ///
 /// Without any it answers 200 and the number of this execution, as JSON.
 pub struct Origin {
@@ -189,7 +190,11 @@ async fn answer(
     let collected = body.collect().await.map_err(io::Error::other)?;
     let trailers = collected.trailers().cloned();
     let number = state.executed(&head, collected.to_bytes().to_vec(), trailers.as_ref());
+    let none = HeaderMap::new();
     let wishes = Wishes(&head.headers);
+    let tries = wishes.number::<u32>("x-envoy-attempt-count").unwrap_or(1);
+    let until = wishes.number::<u32>("x-origin-until-try");
+    let wishes = if until.is_some_and(|until| tries >= until) { Wishes(&none) } else { wishes };
     if let Some(name) = wishes.text("x-origin-hold") {
         state.released(name).await;
     }
