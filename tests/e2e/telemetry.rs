@@ -1,6 +1,7 @@
 //! What operators see: counters, the access log, the status header; and shadow mode.
 
-use crate::harness::{World, eventually};
+use crate::harness::place::Store;
+use crate::harness::{Place, Request, World, eventually};
 use crate::pay;
 use serde_json::json;
 
@@ -10,7 +11,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
     config["status_header"] = json!(true);
     let world = World::start(config).await;
     let request = world.post("/pay").key("hush-key").caller("alice").json("{}");
-    let said = async |request: crate::harness::Request| {
+    let said = async |request: Request| {
         request.send().await.header("idempotency-status").map(str::to_owned)
     };
     assert_eq!(said(request.clone()).await.as_deref(), Some("executed"));
@@ -29,6 +30,66 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
         .await;
     }
     assert!(!world.envoy.log().contains("hush-key"));
+}
+
+/// What the status header says, which must be what the access log says and the counter counts.
+async fn said(place: &Place, request: Request) -> String {
+    let answer = request.key("a").caller("alice").json("{}").send().await;
+    let said = answer.header("idempotency-status").unwrap().to_owned();
+    eventually("it is logged and counted", async || {
+        place.envoy().log().contains(&format!("outcome={said}\n"))
+            && place.envoy().counted("pay", &said).await > 0
+    })
+    .await;
+    said
+}
+
+async fn what_becomes_of_duplicates_is_said(store: Store) {
+    let mut config = pay(json!({
+        "scope": ["method"], "match": {}, "ongoing": { "wait": { "max": "1s" } },
+        "limits": { "response_body": "1KiB" }, "unknown_ttl": "1s"
+    }));
+    config["status_header"] = json!(true);
+    let mut place = Place::start(store, &config, |bootstrap| bootstrap).await;
+    let first = place.post("/pay").key("a").caller("alice").json("{}");
+    let first = first.header("x-origin-hold", "it").header("x-origin-status", "502").send();
+    let first = tokio::spawn(first);
+    eventually("the first runs", async || place.attempts("a").len() == 1).await;
+    // Its `max` is over before the first has ended.
+    assert_eq!(said(&place, place.post("/pay")).await, "rejected");
+    let waits = place.post("/pay").key("a").caller("alice").json("{}").send();
+    let waits = tokio::spawn(waits);
+    eventually("one waits", async || {
+        place.envoy().stat("wasmcustom.idempotency_waiters").await == Some(1)
+    })
+    .await;
+    place.origin.release("it");
+    assert_eq!(first.await.unwrap().header("idempotency-status"), Some("executed"));
+    assert_eq!(waits.await.unwrap().header("idempotency-status"), Some("unknown"));
+    assert_eq!(said(&place, place.post("/pay")).await, "unknown");
+    eventually("the next attempt takes over", async || {
+        let request = place.post("/pay").header("x-origin-bytes", "2000");
+        said(&place, request).await == "executed"
+    })
+    .await;
+    assert_eq!(said(&place, place.post("/pay")).await, "tombstone");
+    if let Some(redis) = &mut place.redis {
+        redis.stop();
+        let request = place.post("/pay").key("b").caller("alice").json("{}").send().await;
+        assert_eq!(request.header("idempotency-status"), Some("store_error"));
+        eventually("it is logged", async || place.envoy().log().contains("outcome=store_error\n"))
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_duplicates_is_said_in_memory() {
+    what_becomes_of_duplicates_is_said(Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_duplicates_is_said_in_redis() {
+    what_becomes_of_duplicates_is_said(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
