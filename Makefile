@@ -8,11 +8,14 @@ MAKEFLAGS     += --no-print-directory
 # Where cargo builds, and so where the module is.
 export IDEMPOTENCY_MODULE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/wasm32-wasip1/release/envoy_idempotency.wasm
 
+# One that stops when a header says so, for the tests of that alone.
+export IDEMPOTENCY_TRAP_MODULE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/trap/wasm32-wasip1/release/envoy_idempotency.wasm
+
 # Warnings are errors, here and in CI alike.
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm test lint fmt e2e demo serve bench soak clean setup
+.PHONY: help build wasm trap test lint fmt e2e demo serve bench soak clean setup
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +29,10 @@ build: ## compile the core, its tests and examples natively
 wasm: setup ## compile the module, target/wasm32-wasip1/release/envoy_idempotency.wasm
 	@scripts/build-wasm
 
-test: wasm lint ## everything: lint, unit, vectors, architecture, and a real Envoy
+trap: setup ## compile the module that tests stop on purpose, under target/trap/
+	@scripts/build-wasm trap
+
+test: wasm trap lint ## everything: lint, unit, vectors, architecture, and a real Envoy
 	@cargo test --locked
 
 lint: setup ## formatting, clippy natively and for wasm32, the docs; warnings are errors
@@ -38,7 +44,7 @@ lint: setup ## formatting, clippy natively and for wasm32, the docs; warnings ar
 fmt: ## format the code
 	@cargo fmt
 
-e2e: wasm ## the tests in a real Envoy alone; T=name picks some
+e2e: wasm trap ## the tests in a real Envoy alone; T=name picks some
 	@cargo test --locked --test e2e -- $(T)
 
 demo: wasm ## tell the story with real requests, and exit

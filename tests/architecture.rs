@@ -308,6 +308,15 @@ fn module() -> Vec<u8> {
 }
 
 #[test]
+fn nothing_in_the_module_stops_it_on_purpose() {
+    // What stands in the other module, that tests stop: else this would look for the wrong word.
+    const MARK: &str = "x-deliberate-trap";
+    assert!(read("src/host/trap.rs").contains(&format!("b\"{MARK}\"")));
+    let found = module().windows(MARK.len()).any(|bytes| bytes == MARK.as_bytes());
+    assert!(!found, "the module was built with the feature deliberate-trap");
+}
+
+#[test]
 fn the_module_imports_only_what_is_on_the_list() {
     let module = module();
     let mut unexpected = Vec::new();

@@ -10,6 +10,8 @@ mod metrics;
 mod parked;
 mod store;
 mod tokens;
+#[cfg(feature = "deliberate-trap")]
+mod trap;
 mod waiters;
 mod worker;
 
@@ -213,6 +215,8 @@ impl Context for Handle {}
 
 impl HttpContext for Handle {
     fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        #[cfg(feature = "deliberate-trap")]
+        trap::spring(Direction::Request);
         self.with(|worker, id| worker.request_headers(id, end_of_stream))
     }
 
@@ -225,6 +229,8 @@ impl HttpContext for Handle {
     }
 
     fn on_http_response_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+        #[cfg(feature = "deliberate-trap")]
+        trap::spring(Direction::Response);
         self.with(|worker, id| worker.response_headers(id, end_of_stream))
     }
 

@@ -27,6 +27,7 @@ mod redis_kinds;
 mod store;
 mod telemetry;
 mod transitions;
+mod vm_death;
 
 use serde_json::{Value, json};
 

@@ -1,0 +1,171 @@
+//! A bug that traps costs the requests of one worker, once, and frees no claim.
+//!
+//! Envoy makes a new VM for the worker (`failure_policy: FAIL_RELOAD`) with the first request that comes
+//! its pause, a second by default, after the last VM was made; until then the worker answers 503. So it
+//! does to requests that are under way, when their origin answers. Nobody ends their claims: they lapse
+//! into doubt, as they would if the whole Envoy had died.
+
+use crate::harness::place::Store;
+use crate::harness::{Answer, Client, Place, Request, eventually};
+use crate::pay;
+use serde_json::json;
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The module that `make trap` builds; `IDEMPOTENCY_TRAP_MODULE` names another.
+const TRAP: &str = "target/trap/wasm32-wasip1/release/envoy_idempotency.wasm";
+
+/// Stops the VM that sees it, in a request or in an origin's response.
+const HEADER: &str = "x-deliberate-trap";
+
+async fn place(store: Store) -> Place {
+    let named = std::env::var("IDEMPOTENCY_TRAP_MODULE").ok().filter(|path| !path.is_empty());
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join(named.as_deref().unwrap_or(TRAP));
+    assert!(module.exists(), "{} is missing: run `make trap`", module.display());
+    let rules = pay(json!({ "lease": "2s", "unknown_ttl": "2s" }));
+    Place::start(store, &rules, |bootstrap| {
+        bootstrap.with(|bootstrap| {
+            bootstrap.plugin()["vm_config"]["code"]["local"]["filename"] = json!(module);
+        })
+    })
+    .await
+}
+
+fn with(request: Request, key: &str) -> Request {
+    request.key(key).caller("alice").json("{}")
+}
+
+/// Envoy's own answer to a request that the VM it needs is gone for: no body, nothing of ours.
+fn is_envoys_503(answer: &Answer) -> bool {
+    answer.status == 503 && answer.body.is_empty() && answer.header("idempotency-status").is_none()
+}
+
+/// Waits until this worker serves again, and sees that it is by a new VM.
+async fn comes_back(place: &Place, client: &Client, vms: u64) {
+    let tries = Cell::new(0);
+    eventually("the worker serves again", async || {
+        tries.set(tries.get() + 1);
+        let key = format!("after-{vms}-{}", tries.get());
+        let answer = client.send(with(place.post("/pay"), &key)).await.unwrap();
+        assert!(answer.status == 200 || is_envoys_503(&answer), "{answer:?}");
+        answer.status == 200
+    })
+    .await;
+    assert_eq!(place.envoy().vms_created().await, vms + 1);
+}
+
+/// A claim that nobody ends any more: in progress until its lease is over, then in doubt, then taken over,
+/// and at no time simply free.
+async fn lapses(place: &Place, key: &str) {
+    let retry = async || {
+        let answer = with(place.elsewhere("/pay"), key).send().await;
+        (answer.status, answer.code())
+    };
+    let in_progress = (409, "in-progress".to_owned());
+    let in_doubt = (409, "outcome-unknown".to_owned());
+    // With one Envoy, half of all connections come to the worker that has no VM yet.
+    let gone = (503, String::new());
+    let seen = RefCell::new(Vec::new());
+    eventually("the lease is over", async || {
+        let found = retry().await;
+        assert!([&in_progress, &in_doubt, &gone].contains(&&found), "{key}: {found:?}");
+        seen.borrow_mut().push(found.clone());
+        found == in_doubt
+    })
+    .await;
+    let seen = seen.into_inner();
+    assert!(seen.contains(&in_progress), "{key} was in doubt before its lease was over: {seen:?}");
+    assert_eq!(place.attempts(key), ["1"]);
+    eventually("the next attempt takes over", async || {
+        let found = retry().await;
+        assert!(found.0 == 200 || [&in_doubt, &gone].contains(&&found), "{key}: {found:?}");
+        found.0 == 200
+    })
+    .await;
+    assert_eq!(place.attempts(key), ["1", "2"]);
+}
+
+/// What became of it, as Envoy logged it.
+async fn is_logged(place: &Place, what: &str) {
+    eventually("the request is logged", async || place.envoy().log().contains(what)).await;
+}
+
+async fn a_trap_beside_a_running_request(store: Store) {
+    let place = place(store).await;
+    // On one connection, so that all of it is in one worker.
+    let client = Arc::new(Client::connect(place.envoy().front, true).await.unwrap());
+    let before = client.send(with(place.post("/pay"), "before")).await.unwrap();
+    assert_eq!(before.status, 200);
+    let vms = place.envoy().vms_created().await;
+    let held = with(place.post("/pay"), "held").header("x-origin-hold", "it");
+    let running = tokio::spawn({
+        let client = client.clone();
+        async move { client.send(held).await }
+    });
+    eventually("it runs", async || place.attempts("held") == ["1"]).await;
+    let trapped = with(place.post("/pay"), "trapped").header(HEADER, "now");
+    assert!(is_envoys_503(&client.send(trapped).await.unwrap()));
+    assert!(place.attempts("trapped").is_empty());
+    // The other one hears of it when its origin answers, and does not get the answer.
+    place.origin.release("it");
+    assert!(is_envoys_503(&running.await.unwrap().unwrap()));
+    lapses(&place, "held").await;
+    comes_back(&place, &client, vms).await;
+    // What was recorded before is still there, and what never got a claim is free.
+    let replay = client.send(with(place.post("/pay"), "before")).await.unwrap();
+    assert!(replay.is_replay());
+    assert_eq!((replay.status, replay.body), (200, before.body));
+    assert_eq!(client.send(with(place.post("/pay"), "trapped")).await.unwrap().status, 200);
+    assert_eq!(place.attempts("trapped"), ["1"]);
+    is_logged(&place, "proxy_on_request_headers failed").await;
+}
+
+async fn a_trap_at_the_origins_answer(store: Store) {
+    let place = place(store).await;
+    let client = Client::connect(place.envoy().front, true).await.unwrap();
+    assert_eq!(client.send(with(place.post("/pay"), "before")).await.unwrap().status, 200);
+    let vms = place.envoy().vms_created().await;
+    let first = with(place.post("/pay"), "a").header("x-origin-header", format!("{HEADER}: now"));
+    let first = client.send(first).await.unwrap();
+    assert!(is_envoys_503(&first), "{first:?}");
+    lapses(&place, "a").await;
+    comes_back(&place, &client, vms).await;
+    assert!(client.send(with(place.post("/pay"), "before")).await.unwrap().is_replay());
+    is_logged(&place, "proxy_on_response_headers failed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap_frees_no_claim_of_its_worker_in_memory() {
+    a_trap_beside_a_running_request(Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap_frees_no_claim_of_its_worker_in_redis() {
+    a_trap_beside_a_running_request(Store::Redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap_at_an_answer_leaves_its_claim_in_doubt_in_memory() {
+    a_trap_at_the_origins_answer(Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap_at_an_answer_leaves_its_claim_in_doubt_in_redis() {
+    a_trap_at_the_origins_answer(Store::Redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_come_back_leave_no_connections_to_redis_behind() {
+    let place = place(Store::Redis).await;
+    let client = Client::connect(place.envoy().front, true).await.unwrap();
+    let redis = place.redis.as_ref().unwrap();
+    for _ in 0..3 {
+        let vms = place.envoy().vms_created().await;
+        let key = format!("trap-{vms}");
+        client.send(with(place.post("/pay"), &key).header(HEADER, "now")).await.unwrap();
+        comes_back(&place, &client, vms).await;
+    }
+    // This worker's; no other has had a request.
+    eventually("one connection is left", async || redis.clients(None).await == 1).await;
+}
