@@ -45,6 +45,9 @@ const OVERFLOW: &[u8] = b"upstream_reset_before_response_started{overflow}";
 ///   refuses it: the host is named by then;
 /// * an HTTP/2 origin refuses the stream (`remote_refused_stream_reset`). It says that it did nothing
 ///   (RFC 9113 section 8.7), and that is the word of whoever stands there, not something Envoy knows.
+///
+/// Too lax it would be where a route sends unsafe requests as early data of HTTP/3 (`early_data_policy`;
+/// Envoy's own sends only safe ones): `UF` then also tells of a handshake that failed after the request.
 pub(super) fn source(attributes: &dyn Attributes) -> Source {
     let details = attributes.attribute(&["response", "code_details"]).unwrap_or_default();
     if details.starts_with(b"via_upstream") {
