@@ -205,7 +205,7 @@ impl Handle {
             Some(Err(_)) | None => Flow::Hold,
         };
         match flow {
-            Flow::Continue => Action::Continue,
+            Flow::Continue | Flow::KeepLastByte => Action::Continue,
             Flow::Hold => Action::Pause,
         }
     }

@@ -2,7 +2,8 @@
 
 use crate::harness::client::Raw;
 use crate::harness::origin::PIECE;
-use crate::harness::{Bootstrap, World};
+use crate::harness::place::{Place, Store};
+use crate::harness::{Bootstrap, Request, World};
 use crate::pay;
 use serde_json::json;
 
@@ -256,4 +257,50 @@ async fn an_answer_streams_to_its_client_while_it_is_recorded() {
     assert!(retry.is_replay());
     assert_eq!(retry.body.len(), 2 * PIECE);
     assert_eq!(world.executions(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_larger_than_envoys_buffer_come_whole_and_are_recorded_first() {
+    let rule = pay(json!({ "limits": { "response_body": "2MiB" } }));
+    for store in [Store::Memory, Store::Redis] {
+        for http2 in [false, true] {
+            let place = Place::start(store, &rule, |bootstrap| {
+                bootstrap.with(|bootstrap| {
+                    // What Envoy Gateway sets by default.
+                    bootstrap.listener()["per_connection_buffer_limit_bytes"] = json!(32_768);
+                    if http2 {
+                        const OPTIONS: &str =
+                            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+                        bootstrap.cluster("origin")["typed_extension_protocol_options"] = json!({
+                            OPTIONS: {
+                                "@type": format!("type.googleapis.com/{OPTIONS}"),
+                                "explicit_http_config": { "http2_protocol_options": {} }
+                            }
+                        });
+                    }
+                })
+            })
+            .await;
+            for bytes in [1, 16_384, 16_385, 32_768, 32_769, 60_000, 200_000, 900_000] {
+                for way in ["x-origin-bytes", "x-origin-stream"] {
+                    // A stream's pieces are of a thousand bytes.
+                    let value = if way == "x-origin-stream" { bytes / 1_000 } else { bytes };
+                    let wanted = if way == "x-origin-stream" { value * 1_000 } else { bytes };
+                    let key = format!("{way}-{bytes}");
+                    let ask = |request: Request| {
+                        let request = request.key(&key).caller("alice").json("{}");
+                        request.header(way, value.to_string()).send()
+                    };
+                    let first = ask(place.post("/pay")).await;
+                    let got = (first.status, first.is_replay(), first.body.len());
+                    assert_eq!(got, (200, false, wanted), "{store:?} {http2} {key}");
+                    // At once: who has the answer finds its record.
+                    let again = ask(place.elsewhere("/pay")).await;
+                    assert!(again.is_replay(), "{store:?} {http2} {key}: {}", again.code());
+                    assert_eq!(again.body, first.body, "{store:?} {http2} {key}");
+                }
+            }
+            assert_eq!(place.origin.executions(), 16);
+        }
+    }
 }

@@ -36,8 +36,8 @@ async fn a_configuration_that_cannot_be_meant_is_refused_with_its_place() {
         (rule(json!({ "on_store_error": "local" })), "rules[0].on_store_error"),
         (json!({ "rules": [ { "name": "a", "key": [ "body" ] } ] }).to_string(), "caller"),
         (
-            rule(json!({ "execution": { "detached": { "timeout": "5s" } } })),
-            "rules[0].execution: not supported yet",
+            rule(json!({ "execution": { "detached": { "timeout": "5" } } })),
+            "rules[0].execution.detached.timeout: \"5\" has no unit, write \"5s\"",
         ),
     ];
     let mut unset = pay(json!({}));

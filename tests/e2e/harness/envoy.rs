@@ -99,7 +99,7 @@ impl Bootstrap {
     }
 
     /// The listener that clients connect to.
-    fn listener(&mut self) -> &mut Value {
+    pub fn listener(&mut self) -> &mut Value {
         named(&mut self.file["static_resources"]["listeners"], FRONT)
     }
 

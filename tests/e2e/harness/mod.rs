@@ -112,12 +112,8 @@ pub struct Fleet {
 impl Fleet {
     /// Starts two Envoys with `envoy/redis.yaml` and these rules. Redis has more time than in the file:
     /// on a busy machine, a test that is not about time must not fail for it.
-    pub async fn start(mut rules: Value) -> Self {
-        if rules.get("store").is_none() {
-            rules["store"] =
-                serde_json::json!({ "redis": { "cluster": "redis", "timeout": "3s" } });
-        }
-        Self::start_as_it_is(rules).await
+    pub async fn start(rules: Value) -> Self {
+        Self::start_as_it_is(patient(&rules)).await
     }
 
     /// Starts two Envoys with `envoy/redis.yaml` and these rules, and all else as in the file.
@@ -155,6 +151,15 @@ impl Fleet {
         }
         count
     }
+}
+
+/// These rules, with more time for Redis than by default, unless they say how much.
+pub fn patient(rules: &Value) -> Value {
+    let mut rules = rules.clone();
+    if rules.get("store").is_none() {
+        rules["store"] = serde_json::json!({ "redis": { "cluster": "redis", "timeout": "3s" } });
+    }
+    rules
 }
 
 /// Waits until `what` is so.

@@ -1,6 +1,6 @@
 //! Both stores behind one face: what must hold for either is tested on either.
 
-use super::{Bootstrap, Envoy, Origin, Redis, Request};
+use super::{Bootstrap, Envoy, Origin, Redis, Request, patient};
 use serde_json::Value;
 
 /// Where records are kept.
@@ -29,14 +29,14 @@ impl Place {
     ) -> Self {
         let origin = Origin::start().await;
         let (redis, bootstrap, count) = match store {
-            Store::Memory => (None, Bootstrap::demo(), 1),
+            Store::Memory => (None, Bootstrap::demo().rules(rules), 1),
             Store::Redis => {
                 let redis = Redis::start().await;
-                let bootstrap = Bootstrap::redis(redis.port());
+                let bootstrap = Bootstrap::redis(redis.port()).rules(&patient(rules));
                 (Some(redis), bootstrap, 2)
             }
         };
-        let bootstrap = change(bootstrap.rules(rules)).origin(origin.address.port());
+        let bootstrap = change(bootstrap).origin(origin.address.port());
         let mut envoys = Vec::new();
         for _ in 0..count {
             envoys.push(Envoy::start(bootstrap.clone()).await);
