@@ -3,7 +3,7 @@
 use crate::harness::client::Raw;
 use crate::harness::origin::PIECE;
 use crate::harness::place::{Place, Store};
-use crate::harness::{Bootstrap, Request, World};
+use crate::harness::{Bootstrap, Request, World, eventually};
 use crate::pay;
 use serde_json::json;
 
@@ -12,7 +12,7 @@ async fn a_different_request_under_a_used_key_is_refused_in_flight_and_after() {
     let world = World::start(pay(json!({ "ongoing": { "wait": { "max": "15s" } } }))).await;
     let request = world.post("/pay").key("hush-key").caller("alice").header("x-origin-hold", "it");
     let first = tokio::spawn(request.clone().json(r#"{"amount":1}"#).send());
-    crate::harness::eventually("the first runs", async || world.executions() == 1).await;
+    eventually("the first runs", async || world.executions() == 1).await;
     let other = request.clone().json(r#"{"amount":2}"#);
     let in_flight = other.clone().send().await;
     assert_eq!((in_flight.status, in_flight.code().as_str()), (422, "key-reused"));
@@ -259,6 +259,9 @@ async fn an_answer_streams_to_its_client_while_it_is_recorded() {
     assert_eq!(world.executions(), 1);
 }
 
+/// The longest piece that the filter holds whole, if it is the end as well.
+const LONGEST_HELD: usize = 16 * 1024;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_larger_than_envoys_buffer_come_whole_and_are_recorded_first() {
     let rule = pay(json!({ "limits": { "response_body": "2MiB" } }));
@@ -295,7 +298,16 @@ async fn answers_larger_than_envoys_buffer_come_whole_and_are_recorded_first() {
                     let got = (first.status, first.is_replay(), first.body.len());
                     assert_eq!(got, (200, false, wanted), "{store:?} {http2} {key}");
                     // At once: who has the answer finds its record.
-                    let again = ask(place.elsewhere("/pay")).await;
+                    let mut again = ask(place.elsewhere("/pay")).await;
+                    if http2 && bytes > LONGEST_HELD {
+                        // Unless Envoy had gathered frames that end the answer while its client was slow.
+                        eventually("its record is there", async || {
+                            again = ask(place.elsewhere("/pay")).await;
+                            assert!(again.is_replay() || again.code() == "in-progress");
+                            again.is_replay()
+                        })
+                        .await;
+                    }
                     assert!(again.is_replay(), "{store:?} {http2} {key}: {}", again.code());
                     assert_eq!(again.body, first.body, "{store:?} {http2} {key}");
                 }

@@ -1,7 +1,7 @@
 //! Whatever clients send: memory stays bounded, and no worker stops.
 
 use crate::harness::client::Raw;
-use crate::harness::{Client, World, eventually};
+use crate::harness::{Bootstrap, Client, World, eventually};
 use crate::pay;
 use serde_json::json;
 use std::sync::Arc;
@@ -13,7 +13,13 @@ const BUDGET: u64 = 4 * 1024 * 1024;
 async fn a_flood_of_keys_takes_no_more_than_the_budget_and_no_running_claim() {
     let mut config = pay(json!({}));
     config["store"] = json!({ "memory": { "entries": 4096, "budget": "4MiB" } });
-    let world = Arc::new(World::start(config).await);
+    // However long the flood takes, the route does not end the request that runs meanwhile.
+    let bootstrap = Bootstrap::demo().config(&config).with(|bootstrap| {
+        let hosts = &mut bootstrap.manager()["route_config"]["virtual_hosts"];
+        let routes = hosts[0]["routes"].as_array_mut().unwrap();
+        routes.last_mut().unwrap()["route"]["timeout"] = json!("0s");
+    });
+    let world = Arc::new(World::start_with(bootstrap).await);
     let request = |number: usize| {
         world.post("/pay").key(&format!("key-{number}")).caller("alice").json("{\"amount\":1}")
     };
