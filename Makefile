@@ -11,14 +11,17 @@ export IDEMPOTENCY_MODULE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/wasm32-
 # One that stops when a header says so, for the tests of that alone.
 export IDEMPOTENCY_TRAP_MODULE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/trap/wasm32-wasip1/release/envoy_idempotency.wasm
 
+# Where `make image` writes.
+export IDEMPOTENCY_IMAGE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/oci
+
 # Warnings are errors, here and in CI alike.
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm trap test lint fmt e2e demo serve bench soak clean setup
+.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## get the wasm32 target and an Envoy (under .tools/; ENVOY_BIN=… takes yours); quiet if there
 	@scripts/setup
@@ -31,6 +34,12 @@ wasm: setup ## compile the module, target/wasm32-wasip1/release/envoy_idempotenc
 
 trap: setup ## compile the module that tests stop on purpose, under target/trap/
 	@scripts/build-wasm trap
+
+image: wasm ## the module as an OCI image, target/oci/, for Istio and Envoy Gateway; prints its digests
+	@scripts/image build $(IDEMPOTENCY_MODULE) $(IDEMPOTENCY_IMAGE)
+
+release: image ## fill dist/: module, image, checksums, bill of materials, manifests with the image's digest
+	@scripts/release $(IDEMPOTENCY_MODULE) $(IDEMPOTENCY_IMAGE)
 
 test: wasm trap lint ## everything: lint, unit, vectors, architecture, and a real Envoy
 	@cargo test --locked
@@ -46,6 +55,9 @@ fmt: ## format the code
 
 e2e: wasm trap ## the tests in a real Envoy alone; T=name picks some
 	@cargo test --locked --test e2e -- $(T)
+
+manifests: wasm ## the tests of the manifests for Istio and Envoy Gateway, and of the image, alone
+	@cargo test --locked --test manifests
 
 demo: wasm ## tell the story with real requests, and exit
 	@cargo run --quiet --locked --example demo
