@@ -1,0 +1,26 @@
+//! Files that an Envoy of these tests reads, in a folder that ends with them.
+
+use crate::harness::process::Scratch;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// What a control plane would serve as extension configs, as files.
+pub(crate) struct Extensions(Scratch);
+
+impl Extensions {
+    pub(crate) fn new() -> Self {
+        Self(Scratch::new())
+    }
+
+    /// Where the extension of this name is found, as Envoy's `config_source`.
+    pub(crate) fn serve(&self, name: &str, typed_config: &Value) -> Value {
+        let path: PathBuf = self.0.file(&format!("{name}.json"));
+        let resource = json!({
+            "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            "name": name,
+            "typed_config": typed_config,
+        });
+        std::fs::write(&path, json!({ "resources": [resource] }).to_string()).unwrap();
+        json!({ "path_config_source": { "path": path }, "resource_api_version": "V3" })
+    }
+}
