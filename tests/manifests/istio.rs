@@ -223,6 +223,35 @@ async fn a_sidecar_of_the_base_answers_duplicates_from_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_whose_bridge_has_not_been_served_comes_up_and_refuses() {
+    let redis = Redis::start().await;
+    let configured = configure(Proxy::Gateway, &base(), None);
+    let bootstrap = configured.bootstrap.endpoints("redis", &[redis.port()]);
+    let site = Site::start(bootstrap.with(|bootstrap| {
+        let nobody = json!({ "api_type": "GRPC", "transport_api_version": "V3",
+            "grpc_services": [{ "envoy_grpc": { "cluster_name": "nobody" } }] });
+        let source = json!({ "api_config_source": nobody, "resource_api_version": "V3",
+            "initial_fetch_timeout": "0.5s" });
+        let options = &mut bootstrap.cluster("redis")["typed_extension_protocol_options"];
+        let http = &mut options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+        http["http_filters"][0]["config_discovery"]["config_source"] = source;
+        let http2 = json!({
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { "http2_protocol_options": {} },
+        });
+        let clusters = bootstrap.value()["static_resources"]["clusters"].as_array_mut().unwrap();
+        clusters.push(json!({ "name": "nobody", "connect_timeout": "1s",
+            "load_assignment": { "cluster_name": "nobody", "endpoints": [] },
+            "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2 } }));
+    }))
+    .await;
+    let refused = site.post("/v1/payments").key("a").caller("alice").json("{}").send().await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "store-unavailable"));
+    assert_eq!((site.origin.executions(), redis.keys("*").await.len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_passes_a_gateway_and_a_sidecar_runs_once_and_is_not_in_its_own_way() {
     let (redis, origin) = (Redis::start().await, Origin::start().await);
     let sidecar = configure(Proxy::Sidecar("payments"), &base(), None);

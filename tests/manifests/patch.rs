@@ -14,7 +14,13 @@ pub(crate) fn apply(document: &mut Value, op: &str, pointer: &str, value: &Value
                 let fields = place.as_object_mut().unwrap();
                 fields.entry(step).or_insert_with(|| json!({}))
             }
-            _ => place.get_mut(step).unwrap_or_else(|| panic!("{pointer}: no {step}")),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Object(_) => {
+                place.get_mut(step).unwrap_or_else(|| panic!("{pointer}: no {step}"))
+            }
         };
     }
     match (op, place) {
