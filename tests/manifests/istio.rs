@@ -3,7 +3,7 @@
 //! and pkg/wasm/convert.go.
 
 use crate::documents::{one, read};
-use crate::harness::{Bootstrap, Envoy, Origin, Redis, Request, Webdis};
+use crate::harness::{Bootstrap, Envoy, Origin, Redis, Request, Webdis, client};
 use crate::scratch::Extensions;
 use crate::{Site, patch, patient, reconfigure};
 use serde_json::{Map, Value, json};
@@ -208,6 +208,10 @@ async fn a_gateway_of_the_base_answers_duplicates_from_redis() {
     let site = Site::start(configured.bootstrap.endpoints("redis", &[redis.port()])).await;
     site.protects_bodies_too().await;
     site.protects_transitions().await;
+    // What docs/istio.md has Prometheus take apart.
+    let text = client::get(site.envoy.admin, "/stats/prometheus").await.unwrap();
+    let name = "idempotency_requests_total_rule_payments_outcome_replayed{} 1";
+    assert!(text.lines().any(|line| line == name), "{text}");
     let keys = redis.keys("*").await;
     assert!(keys.len() == 3 && keys.iter().all(|key| key.starts_with("idem:gateway:")), "{keys:?}");
 }
