@@ -3,7 +3,7 @@
 //! and pkg/wasm/convert.go.
 
 use crate::documents::{one, read};
-use crate::harness::{Bootstrap, Envoy, Origin, Redis, Request, Webdis, client};
+use crate::harness::{Bootstrap, Envoy, Origin, Redis, Request, Webdis, client, eventually};
 use crate::scratch::Extensions;
 use crate::{Site, patch, patient, reconfigure};
 use serde_json::{Map, Value, json};
@@ -41,7 +41,8 @@ impl Proxy {
 /// An Envoy's bootstrap, and the extensions it looks for.
 struct Configured {
     bootstrap: Bootstrap,
-    _extensions: Extensions,
+    served: Extensions,
+    extensions: BTreeMap<String, Value>,
 }
 
 /// A listener, a route to the origin, and nothing of this project: what Istio has before it reads our resources.
@@ -106,7 +107,7 @@ fn configure(proxy: Proxy, resources: &[Value], routes: Option<Value>) -> Config
             serve(filter);
         }
     }
-    Configured { bootstrap, _extensions: served }
+    Configured { bootstrap, served, extensions }
 }
 
 /// The agent fetches a module, and gives Envoy a file in its place.
@@ -256,6 +257,38 @@ async fn a_proxy_whose_bridge_has_not_been_served_comes_up_and_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_update_takes_effect_and_a_broken_one_leaves_what_was_there() {
+    let redis = Redis::start().await;
+    let Configured { bootstrap, served, mut extensions } = configure(Proxy::Gateway, &base(), None);
+    let site = Site::start(bootstrap.endpoints("redis", &[redis.port()])).await;
+    let post = |path: &str, key: &str| site.post(path).key(key).caller("alice").json("{}");
+    assert!(site.replays(post("/v1/payments", "a")).await);
+    assert!(!site.replays(post("/v1/refunds", "a")).await);
+    let name = "idempotency-gateway";
+    let extension = extensions.get_mut(name).unwrap();
+    reconfigure(&mut extension["config"], |config| {
+        config["rules"][0]["match"]["path"] = json!("/v1/{what}");
+    });
+    served.serve(name, extension);
+    eventually("the new rule is there", async || {
+        let key = format!("probe-{}", site.origin.executions());
+        site.replays(post("/v1/refunds", &key)).await
+    })
+    .await;
+    // What was answered under the rules before is known still.
+    assert!(post("/v1/payments", "a").send().await.is_replay());
+    let mut broken = extension.clone();
+    reconfigure(&mut broken["config"], |config| {
+        config["store"]["redis"]["password_env"] = json!("NOBODY_SET_IT");
+    });
+    served.serve(name, &broken);
+    let rejected = format!("extension_config_discovery.http_filter.{name}.update_rejected");
+    eventually("it is refused", async || site.envoy.stat(&rejected).await == Some(1)).await;
+    assert!(post("/v1/payments", "a").send().await.is_replay());
+    assert!(site.replays(post("/v1/refunds", "b")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_passes_a_gateway_and_a_sidecar_runs_once_and_is_not_in_its_own_way() {
     let (redis, origin) = (Redis::start().await, Origin::start().await);
     let sidecar = configure(Proxy::Sidecar("payments"), &base(), None);
@@ -319,7 +352,7 @@ async fn a_workload_can_have_rules_of_its_own_or_none() {
         let configured = configure(Proxy::Sidecar(app), &all, None);
         (
             Site::start(configured.bootstrap.endpoints("redis", &[redis.port()])).await,
-            configured._extensions,
+            configured.served,
         )
     };
     let pay = |site: &Site| site.post("/v1/payments").key("a").caller("alice").json("{}");
@@ -413,7 +446,7 @@ fn plugin(resource: &Value) -> Configured {
     let bootstrap = bootstrap.with(|bootstrap| {
         bootstrap.manager()["http_filters"].as_array_mut().unwrap().insert(0, filter);
     });
-    Configured { bootstrap, _extensions: served }
+    Configured { bootstrap, served, extensions: BTreeMap::new() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,10 @@ impl Extensions {
             "name": name,
             "typed_config": typed_config,
         });
-        std::fs::write(&path, json!({ "resources": [resource] }).to_string()).unwrap();
+        let written = path.with_extension("new");
+        std::fs::write(&written, json!({ "resources": [resource] }).to_string()).unwrap();
+        // Envoy reads a file again when another takes its place, never half of one.
+        std::fs::rename(written, &path).unwrap();
         json!({ "path_config_source": { "path": path }, "resource_api_version": "V3" })
     }
 }
