@@ -18,7 +18,7 @@ export IDEMPOTENCY_IMAGE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/oci
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup
+.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup schema
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ bench: wasm ## requests/s and latency with and without the filter, from one run
 # Unwinding, as in the bench.
 soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 s; SOAK_SECONDS=… says how many
 	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release --example soak
+
+schema: ## write config.schema.json anew, from the parser's own types and bounds
+	@cargo run --quiet --locked --bin idempotency -- schema > config.schema.json.new
+	@mv config.schema.json.new config.schema.json
 
 clean: ## remove what was built; .tools/ stays
 	@cargo clean

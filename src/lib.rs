@@ -16,6 +16,7 @@
 //! | [`config`] | JSON → validated rules | all above, except `telemetry` |
 //! | [`exchange`] | the machine of one request, without IO | all above |
 //! | `host` | proxy-wasm callbacks → inputs; orders → hostcalls. Decides nothing. wasm32 only | all |
+//! | `bin` | the operator's tool `idempotency`, a crate of its own. Native only | – |
 //!
 //! # The driving rule
 //!

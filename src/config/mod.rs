@@ -5,6 +5,8 @@ mod matching;
 mod options;
 mod raw;
 mod rule;
+#[cfg(not(target_arch = "wasm32"))]
+mod schema;
 mod select;
 mod store;
 mod unit;
@@ -13,6 +15,8 @@ mod validate;
 pub use error::ConfigError;
 pub use options::render_markdown;
 pub use rule::{Detached, Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule};
+#[cfg(not(target_arch = "wasm32"))]
+pub use schema::render_schema;
 pub use select::Selection;
 
 use crate::key::Secret;

@@ -1,4 +1,4 @@
-//! The table of every option, for the README: its defaults are the parser's own.
+//! The table of every option, for the README and the schema: its defaults are the parser's own.
 
 use super::matching::DEFAULT_METHODS;
 use super::store::{
@@ -12,10 +12,10 @@ use std::fmt::Write;
 use std::time::Duration;
 
 /// An option: where it stands, what it may be, what it is when left out.
-struct Row {
-    option: &'static str,
-    values: &'static str,
-    default: String,
+pub(super) struct Row {
+    pub(super) option: &'static str,
+    pub(super) values: &'static str,
+    pub(super) default: String,
 }
 
 /// Every option as a Markdown table, in the order of the README.
@@ -40,7 +40,8 @@ fn size(bytes: u64) -> String {
     format!("`\"{}\"`", Size(bytes))
 }
 
-fn rows() -> Vec<Row> {
+/// Every option, in the order of the README.
+pub(super) fn rows() -> Vec<Row> {
     let row = |option, values, default| Row { option, values, default };
     let methods = DEFAULT_METHODS.map(|method| format!("\"{method}\"")).join(", ");
     vec![

@@ -12,16 +12,19 @@ use std::fmt;
 use std::time::Duration;
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Config {
     pub(super) store: Option<Store>,
     pub(super) secret_env: Option<String>,
     #[serde(default)]
     pub(super) status_header: bool,
+    #[cfg_attr(not(target_arch = "wasm32"), schemars(required))]
     pub(super) rules: Option<Vec<Rule>>,
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Store {
     Memory(Memory),
@@ -29,6 +32,7 @@ pub(super) enum Store {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Memory {
     pub(super) entries: Option<Whole>,
@@ -36,6 +40,7 @@ pub(super) struct Memory {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Redis {
     pub(super) cluster: String,
@@ -49,6 +54,7 @@ pub(super) struct Redis {
 }
 
 #[derive(Default, Deserialize, PartialEq)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Transport {
     #[default]
@@ -57,6 +63,7 @@ pub(super) enum Transport {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Local {
     pub(super) entries: Option<Whole>,
@@ -65,12 +72,14 @@ pub(super) struct Local {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rule {
     pub(super) name: String,
     #[serde(default, rename = "match")]
     pub(super) matching: Matching,
     pub(super) key: Vec<Part>,
+    #[cfg_attr(not(target_arch = "wasm32"), schemars(required))]
     pub(super) caller: Option<Caller>,
     pub(super) scope: Option<Vec<ScopePart>>,
     pub(super) missing_key: Option<MissingKey>,
@@ -95,6 +104,7 @@ pub(super) struct Rule {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Matching {
     pub(super) hosts: Option<Vec<String>>,
@@ -103,6 +113,7 @@ pub(super) struct Matching {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Part {
     KeyHeader(String),
@@ -116,6 +127,7 @@ pub(super) enum Part {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Caller {
     Anyone,
@@ -126,6 +138,7 @@ pub(super) enum Caller {
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ScopePart {
     Method,
@@ -134,6 +147,7 @@ pub(super) enum ScopePart {
 }
 
 #[derive(Clone, Copy, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum MissingKey {
     Pass,
@@ -141,6 +155,7 @@ pub(super) enum MissingKey {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Fingerprint {
     #[default]
@@ -151,6 +166,7 @@ pub(super) enum Fingerprint {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Ongoing {
     #[default]
@@ -161,12 +177,14 @@ pub(super) enum Ongoing {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wait {
     pub(super) max: Length,
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Redirect {
     pub(super) to: Option<String>,
@@ -174,6 +192,7 @@ pub(super) struct Redirect {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Requeue {
     pub(super) delay: Length,
@@ -181,6 +200,7 @@ pub(super) struct Requeue {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Outcome {
     pub(super) status: Vec<Statuses>,
@@ -189,6 +209,7 @@ pub(super) struct Outcome {
 }
 
 #[derive(Clone, Copy, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Do {
     Store,
@@ -198,6 +219,7 @@ pub(super) enum Do {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ReplayHeaders {
     Deny(Vec<String>),
@@ -205,6 +227,7 @@ pub(super) enum ReplayHeaders {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) request_body: Option<Size>,
@@ -212,6 +235,7 @@ pub(super) struct Limits {
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum OnStoreError {
     #[default]
@@ -221,6 +245,7 @@ pub(super) enum OnStoreError {
 }
 
 #[derive(Default, Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Execution {
     #[default]
@@ -229,6 +254,7 @@ pub(super) enum Execution {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Detached {
     pub(super) timeout: Length,

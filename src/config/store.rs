@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Below, the table is a lottery; above, its empty buckets alone cost a gigabyte.
-const ENTRIES: RangeInclusive<u64> = 64..=1_048_576;
+pub(super) const ENTRIES: RangeInclusive<u64> = 64..=1_048_576;
 pub(super) const DEFAULT_ENTRIES: u32 = 16_384;
 const BUDGET: RangeInclusive<u64> = 1024 * 1024..=1024 * 1024 * 1024;
 pub(super) const DEFAULT_BUDGET: u64 = 64 * 1024 * 1024;
@@ -20,7 +20,7 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_millis(250);
 pub(super) const DEFAULT_PREFIX: &str = "idem:";
 /// It is in the name of every key, and names are held in memory.
-const LONGEST_PREFIX: usize = 64;
+pub(super) const LONGEST_PREFIX: usize = 64;
 /// Retries come within seconds; after a minute Redis is asked again.
 pub(super) const DEFAULT_LOCAL_TTL: Duration = SECOND.saturating_mul(60);
 

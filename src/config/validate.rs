@@ -40,12 +40,12 @@ const REDIRECT_AFTER: RangeInclusive<Duration> = SECOND..=HOUR;
 pub(super) const DEFAULT_REDIRECT_AFTER: Duration = SECOND;
 /// The worker's tick is 20 ms: shorter pauses could not be kept.
 const REQUEUE_DELAY: RangeInclusive<Duration> = Duration::from_millis(10)..=MINUTE;
-const REQUEUE_ATTEMPTS: RangeInclusive<u64> = 1..=100;
+pub(super) const REQUEUE_ATTEMPTS: RangeInclusive<u64> = 1..=100;
 /// A body is held in Envoy, copied into the VM and kept in the store: three times this much at once.
 const MOST_BODY: u64 = 8 * 1024 * 1024;
 pub(super) const DEFAULT_LIMIT: u64 = 256 * 1024;
 /// Metric names hold it, and Envoy's are not meant to be long.
-const LONGEST_NAME: usize = 64;
+pub(super) const LONGEST_NAME: usize = 64;
 /// RFC 2104 section 3: shorter than the digest weakens it; 128 bits are out of anybody's reach.
 const SHORTEST_SECRET: usize = 16;
 pub(super) fn fail<T>(path: impl std::fmt::Display, problem: impl Into<String>) -> Checked<T> {

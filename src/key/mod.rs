@@ -9,6 +9,7 @@ mod caller;
 mod client_key;
 mod digest;
 mod error;
+mod explain;
 mod fingerprint;
 mod form;
 mod head;
@@ -34,13 +35,20 @@ use std::fmt;
 
 /// Names one logical operation: a SHA-256 digest (HMAC-SHA-256 with a [`Secret`]) of 32 bytes.
 ///
-/// `Display` writes the first 12 hexadecimal digits, the only form that may reach a log.
+/// `Display` writes the first 12 hexadecimal digits, the only form that may reach a log; `LowerHex` all
+/// of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub [u8; 32]);
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().take(6).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::LowerHex for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -125,6 +125,11 @@ impl Values {
         self.0.iter().all(|(_, bytes)| bytes.is_empty())
     }
 
+    /// As they are, without their kinds.
+    pub(super) fn into_bytes(self) -> Vec<Vec<u8>> {
+        self.0.into_iter().map(|(_, bytes)| bytes).collect()
+    }
+
     pub(super) fn add(self, preimage: &mut Preimage) {
         for (tag, bytes) in self.0 {
             preimage.frame(tag, &bytes);

@@ -208,14 +208,8 @@ impl Client {
 
 impl Settings {
     /// The name of a key's record, and of the channel on which its claim's end is told.
-    fn name(&self, key: Key) -> String {
-        use std::fmt::Write;
-        let mut name = self.prefix.clone();
-        for byte in key.0 {
-            // Writing to a String does not fail.
-            let _ = write!(name, "{byte:02x}");
-        }
-        name
+    pub fn name(&self, key: Key) -> String {
+        format!("{}{key:x}", self.prefix)
     }
 
     /// The key of a name.

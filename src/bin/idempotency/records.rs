@@ -1,0 +1,247 @@
+//! `show` and `forget`: what Redis keeps under a key.
+
+use super::Failure;
+use super::said::Said;
+use super::server::{Place, Server};
+use clap::Args;
+use envoy_idempotency::key::Key;
+use envoy_idempotency::record::codec::{self, TOKEN};
+use envoy_idempotency::record::{Head, Kept, Record, State};
+use envoy_idempotency::store::Command;
+use envoy_idempotency::store::life::{self, Verdict};
+use envoy_idempotency::time::Timestamp;
+use serde_json::Value;
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+/// Shows the record of a key: its state, its deadline, what is kept of the answer.
+#[derive(Args)]
+pub(super) struct Show {
+    #[command(flatten)]
+    place: Place,
+    /// Print the answer's headers and body, which are the client's own.
+    #[arg(long)]
+    reveal: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Deletes the record of a key: a duplicate that comes later runs.
+///
+/// It asks first. Each Envoy goes on replaying what it has in its own memory, for up to
+/// store.redis.local.ttl.
+#[derive(Args)]
+pub(super) struct Forget {
+    #[command(flatten)]
+    place: Place,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Forget even an execution that is running, or what cannot be read: a duplicate may run beside it.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Show {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let mut server = self.place.connect()?;
+        let name = self.place.name(&mut server)?;
+        let bytes = find(&mut server, &name)?;
+        let record =
+            codec::decode(&bytes).map_err(|error| Failure::Refused(format!("{name}: {error}")))?;
+        let now = server.now()?;
+        let said = describe(&name, &record, now, self.reveal);
+        if self.json {
+            println!("{said:#}");
+        } else {
+            print(&said);
+        }
+        Ok(())
+    }
+}
+
+impl Forget {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let mut server = self.place.connect()?;
+        let name = self.place.name(&mut server)?;
+        let bytes = find(&mut server, &name)?;
+        match codec::decode(&bytes) {
+            Ok(record) => {
+                let standing = standing(&record.head(), server.now()?);
+                print(&describe(&name, &record, server.now()?, false));
+                println!("{}", warning(&standing));
+                if matches!(standing, Standing::Ongoing) && !self.force {
+                    return Err(Failure::Refused(format!(
+                        "{name}: an execution is running, and is not forgotten without --force"
+                    )));
+                }
+            }
+            Err(error) if !self.force => {
+                return Err(Failure::Refused(format!(
+                    "{name}: {error}; it may be a claim, and is not forgotten without --force"
+                )));
+            }
+            Err(error) => println!("{name}: {error}"),
+        }
+        self.confirm()?;
+        // Version, state and token: a heartbeat changes none of them, and everything else does.
+        let start = bytes.get(..TOKEN.end).unwrap_or(&bytes);
+        if server.delete(&name, start)? {
+            println!("forgotten");
+            Ok(())
+        } else {
+            Err(Failure::Refused(format!("{name}: changed in the meantime, and left; look again")))
+        }
+    }
+
+    fn confirm(&self) -> Result<(), Failure> {
+        if self.yes {
+            return Ok(());
+        }
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Err(Failure::Refused("nobody to ask: say --yes".to_owned()));
+        }
+        print!("forget it? [y/N] ");
+        let mut answer = String::new();
+        let read = std::io::stdout().flush().and_then(|()| stdin.lock().read_line(&mut answer));
+        match read {
+            Ok(_) if ["y", "yes"].contains(&answer.trim()) => Ok(()),
+            Ok(_) | Err(_) => Err(Failure::Refused("left as it is".to_owned())),
+        }
+    }
+}
+
+fn find(server: &mut Server, name: &str) -> Result<Vec<u8>, Failure> {
+    let found = server.record(name)?;
+    found.ok_or_else(|| Failure::Refused(format!("no record: {name}")))
+}
+
+/// What a record is to a duplicate that comes now.
+enum Standing {
+    /// It runs.
+    Ongoing,
+    /// It may have run, until then.
+    Unknown(Timestamp),
+    /// Its outcome is kept.
+    Finished,
+    /// The next request runs.
+    Free,
+}
+
+/// By the rules that every store goes by.
+fn standing(head: &Head, now: Timestamp) -> Standing {
+    let mut other = head.token;
+    // Its own token would be a retry of itself.
+    if let Some(byte) = other.0.first_mut() {
+        *byte = !*byte;
+    }
+    let claim = Command::Claim {
+        key: Key([0; 32]),
+        token: other,
+        fingerprint: head.fingerprint,
+        lease: Duration::from_secs(1),
+        unknown_for: Duration::ZERO,
+        watch: false,
+    };
+    match life::apply(Some(head), &claim, now) {
+        Verdict::Exists(head) => match head.state {
+            State::Ongoing { .. } => Standing::Ongoing,
+            State::Unknown { until } => Standing::Unknown(until),
+            State::Finished { .. } => Standing::Finished,
+        },
+        // The last two are never said to a claim.
+        Verdict::Claimed { .. } | Verdict::Done(_) | Verdict::NotOwner => Standing::Free,
+    }
+}
+
+fn warning(standing: &Standing) -> &'static str {
+    match standing {
+        Standing::Ongoing => {
+            "WARNING: an execution is running. Once forgotten, a duplicate runs beside it, and what it ends \
+             with is not kept."
+        }
+        Standing::Unknown(_) => {
+            "WARNING: it may have been executed. Once forgotten, the next request with this key runs, and the \
+             origin is not told that it is a second attempt."
+        }
+        Standing::Finished => "WARNING: it has been executed. Once forgotten, a retry runs again.",
+        Standing::Free => "The key is free already; only its count of attempts is lost.",
+    }
+}
+
+fn describe(name: &str, record: &Record, now: Timestamp, reveal: bool) -> Value {
+    let mut said = Said::default();
+    said.put("name", name);
+    let (state, deadline) = match (standing(&record.head(), now), &record.state) {
+        (Standing::Ongoing, State::Ongoing { lease_until, .. }) => ("ongoing", *lease_until),
+        (Standing::Unknown(until), _) => ("unknown", until),
+        (
+            Standing::Free,
+            State::Ongoing { lease_until: until, .. }
+            | State::Unknown { until }
+            | State::Finished { until, .. },
+        ) => ("free", *until),
+        (
+            Standing::Finished | Standing::Ongoing,
+            State::Finished { until, .. }
+            | State::Unknown { until }
+            | State::Ongoing { lease_until: until, .. },
+        ) => ("finished", *until),
+    };
+    said.put("state", state);
+    said.put("until", deadline.to_string());
+    said.put("seconds_left", now.until(deadline).as_secs());
+    said.put("attempt", record.attempt);
+    said.put("first_seen", record.first_seen.to_string());
+    if let State::Finished { status, kept, .. } = &record.state {
+        said.put("status", *status);
+        match kept {
+            Kept::StatusOnly => said.put("kept", "the status"),
+            Kept::Nothing => said.put("kept", "nothing: the answer was too large, or a stream"),
+            Kept::Answer(answer) => {
+                said.put("kept", "the answer");
+                said.put("body_bytes", answer.body.len());
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let headers = answer.headers.iter().map(|(name, value)| {
+                    if reveal { format!("{}: {}", text(name), text(value)) } else { text(name) }
+                });
+                said.put("headers", headers.collect::<Vec<_>>());
+                if reveal {
+                    said.put("body", text(&answer.body));
+                }
+            }
+        }
+    }
+    said.into()
+}
+
+/// The same for people: a name and a value a line.
+fn print(said: &Value) {
+    let text = |field: &str| match said.get(field) {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(value) => Some(value.to_string()),
+        None => None,
+    };
+    let line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            println!("{name:<12} {value}");
+        }
+    };
+    line("key", text("name"));
+    line("state", text("state"));
+    let left = text("seconds_left").unwrap_or_default();
+    line("until", text("until").map(|until| format!("{until}, {left} s left")));
+    line("attempt", text("attempt"));
+    line("first seen", text("first_seen"));
+    line("status", text("status"));
+    line("kept", text("kept"));
+    for header in said.get("headers").and_then(Value::as_array).into_iter().flatten() {
+        line("header", header.as_str().map(str::to_owned));
+    }
+    line("body", text("body_bytes").map(|bytes| format!("{bytes} bytes")));
+    if let Some(body) = text("body") {
+        println!("\n{body}");
+    }
+}
