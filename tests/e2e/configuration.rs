@@ -1,7 +1,7 @@
 //! Envoy refuses to start with a configuration that cannot be meant, and says where it is wrong.
 
 use crate::harness::{Bootstrap, World};
-use crate::pay;
+use crate::{config_cases, pay, tool};
 use serde_json::{Value, json};
 
 /// What Envoy's log says of a configuration.
@@ -11,43 +11,13 @@ async fn refusal(config: &str) -> String {
     line.unwrap_or_else(|| panic!("no reason in\n{log}")).1.to_owned()
 }
 
-fn rule(more: Value) -> String {
-    pay(more).to_string()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_cannot_be_meant_is_refused_with_its_place() {
-    let cases = [
-        ("not json".to_owned(), "line 1"),
-        ("{}".to_owned(), "rules"),
-        (json!({ "rules": [] }).to_string(), "rules"),
-        (rule(json!({ "lease": "5" })), "rules[0].lease: \"5\" has no unit, write \"5s\""),
-        (rule(json!({ "leese": "5s" })), "leese"),
-        (rule(json!({ "ttl": "31d" })), "rules[0].ttl"),
-        (rule(json!({ "unknown_ttl": "2h", "ttl": "1h" })), "rules[0].unknown_ttl"),
-        (rule(json!({ "match": { "methods": ["GET"] } })), "rules[0].match.methods[0]"),
-        (rule(json!({ "match": { "path": "pay" } })), "rules[0].match.path"),
-        (rule(json!({ "key": [] })), "rules[0].key"),
-        (rule(json!({ "key": [ { "path": "order" } ] })), "rules[0].key[0]"),
-        (rule(json!({ "key": [ { "json": "from" } ] })), "rules[0].key[0]"),
-        (rule(json!({ "name": "Pay" })), "rules[0].name"),
-        (rule(json!({ "limits": { "request_body": "9MiB" } })), "rules[0].limits.request_body"),
-        (rule(json!({ "ongoing": { "wait": { "max": "1h" } } })), "rules[0].ongoing.wait.max"),
-        (rule(json!({ "on_store_error": "local" })), "rules[0].on_store_error"),
-        (json!({ "rules": [ { "name": "a", "key": [ "body" ] } ] }).to_string(), "caller"),
-        (
-            rule(json!({ "execution": { "detached": { "timeout": "5" } } })),
-            "rules[0].execution.detached.timeout: \"5\" has no unit, write \"5s\"",
-        ),
-    ];
-    let mut unset = pay(json!({}));
-    unset["secret_env"] = json!("NO_SUCH_VARIABLE");
-    let mut twice = pay(json!({}));
-    twice["rules"] = json!([twice["rules"][0], twice["rules"][0]]);
-    let more = [(unset.to_string(), "secret_env"), (twice.to_string(), "rules[1].name")];
-    for (config, place) in cases.into_iter().chain(more) {
-        let reason = refusal(&config).await;
-        assert!(reason.contains(place), "{config}\n  is refused by {reason}");
+    for case in config_cases::of_each_kind() {
+        let reason = refusal(&case.config).await;
+        assert!(case.is_refused_by(&reason), "{}\n  is refused by {reason}", case.config);
+        // The tool says the same, before any Envoy does.
+        assert_eq!(tool::refusal(&case.config), reason, "{}", case.config);
     }
 }
 

@@ -11,6 +11,8 @@
 
 mod bodies;
 mod bypass;
+#[path = "../config_cases/mod.rs"]
+mod config_cases;
 mod configuration;
 mod detached;
 mod duplicates;
@@ -26,6 +28,7 @@ mod redis_harness;
 mod redis_kinds;
 mod store;
 mod telemetry;
+mod tool;
 mod transitions;
 mod vm_death;
 

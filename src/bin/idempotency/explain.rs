@@ -356,8 +356,8 @@ impl Played {
             }
         };
         match self.log.first() {
-            // Why it is left alone, or what the operator must mend; of a store, the answer says it all.
-            Some(log) if self.outcome != Some(Outcome::StoreError) => format!("{said} ({log})"),
+            // Why it does not get as far as the store.
+            Some(log) if self.claim.is_none() => format!("{said} ({log})"),
             Some(_) | None => said,
         }
     }
@@ -480,7 +480,10 @@ fn print(said: &Value) {
             }
             (Some(Value::Array(values)), None) if values.is_empty() => ": absent".to_owned(),
             (Some(Value::Array(values)), None) => {
-                format!(": {}", values.iter().map(Value::to_string).collect::<Vec<_>>().join(", "))
+                format!(
+                    ": {}",
+                    values.iter().map(|value| plain(&text(value))).collect::<Vec<_>>().join(", ")
+                )
             }
             (Some(_) | None, None) => String::new(),
         };
@@ -515,4 +518,12 @@ fn print(said: &Value) {
         };
         line(&name, &format!("{then}{shadow}"));
     }
+}
+
+/// What a client sent, so that it cannot speak to the terminal.
+fn plain(text: &str) -> String {
+    let letter = |letter: char| {
+        if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() }
+    };
+    text.chars().map(letter).collect()
 }

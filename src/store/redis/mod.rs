@@ -209,7 +209,13 @@ impl Client {
 impl Settings {
     /// The name of a key's record, and of the channel on which its claim's end is told.
     pub fn name(&self, key: Key) -> String {
-        format!("{}{key:x}", self.prefix)
+        use std::fmt::Write;
+        let mut name = self.prefix.clone();
+        for byte in key.0 {
+            // Writing to a String does not fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
     }
 
     /// The key of a name.

@@ -32,6 +32,7 @@ pub use client::{Answer, Client, Request};
 pub use envoy::{Bootstrap, Envoy};
 pub use origin::Origin;
 pub use place::Place;
+pub use process::Scratch;
 pub use redis::{Redis, RedisCluster, Webdis};
 
 use serde_json::Value;
