@@ -126,6 +126,7 @@ impl Values {
     }
 
     /// As they are, without their kinds.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn into_bytes(self) -> Vec<Vec<u8>> {
         self.0.into_iter().map(|(_, bytes)| bytes).collect()
     }
