@@ -18,7 +18,7 @@ export IDEMPOTENCY_IMAGE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/oci
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup schema
+.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup schema tool
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ build: ## compile the core, its tests and examples natively
 
 wasm: setup ## compile the module, target/wasm32-wasip1/release/envoy_idempotency.wasm
 	@scripts/build-wasm
+
+tool: ## compile the operator's tool, target/release/idempotency
+	@cargo build --locked --release --bin idempotency
 
 trap: setup ## compile the module that tests stop on purpose, under target/trap/
 	@scripts/build-wasm trap

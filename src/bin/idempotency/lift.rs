@@ -143,7 +143,7 @@ fn is_envelope(document: &Value) -> bool {
         "typedConfig",
         "@type",
     ];
-    MARKS.iter().any(|mark| document.get(mark).is_some())
+    document.is_array() || MARKS.iter().any(|mark| document.get(mark).is_some())
 }
 
 fn search(value: &Value, place: &str, found: &mut Vec<Lifted>) -> Result<(), Failure> {
