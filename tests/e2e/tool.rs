@@ -51,7 +51,7 @@ async fn it_finds_shows_and_forgets_what_an_envoy_has_written() {
     let post = Request::new(envoy.front, "POST", "/pay").key("a").caller("alice").json("{}");
     assert_eq!(post.send().await.status, 200);
 
-    let raw = "POST /pay HTTP/1.1\r\nhost: 127.0.0.1:10000\r\nidempotency-key: \"a\"\r\n\
+    let raw = "POST /pay HTTP/1.1\r\nhost: api.example.com:10000\r\nidempotency-key: \"a\"\r\n\
                authorization: alice\r\ncontent-type: application/json\r\n\r\n{}";
     let request = write(&request, raw);
     let explained = tool(
