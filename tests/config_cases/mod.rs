@@ -1,7 +1,7 @@
 //! Configurations that are refused, each with the words that it is refused with: by the parser, by the tool
 //! and, some of them, by a real Envoy.
 
-#![allow(dead_code, reason = "each test takes what it needs")]
+#![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
 
 use proptest::prelude::*;
 use serde_json::{Value, json};

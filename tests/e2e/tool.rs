@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// What `idempotency check` says of a configuration that it refuses, without the file's name.
-pub fn refusal(config: &str) -> String {
+pub(crate) fn refusal(config: &str) -> String {
     let scratch = Scratch::new();
     let path = scratch.file("config.json");
     std::fs::write(&path, config).unwrap();

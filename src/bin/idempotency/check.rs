@@ -1,6 +1,7 @@
 //! `check`: the module's own parser, before Envoy runs it.
 
 use super::lift::Lifted;
+use super::said::say;
 use super::{Failure, Source};
 use clap::Args;
 use envoy_idempotency::config::{Config, Rule, StoreConfig};
@@ -44,9 +45,9 @@ fn print(lifted: &Lifted, config: &Config) {
     };
     let rules = config.rules.len();
     let plural = if rules == 1 { "" } else { "s" };
-    println!("{}: {rules} rule{plural}; store: {store}", lifted.place);
+    say(format_args!("{}: {rules} rule{plural}; store: {store}", lifted.place));
     for rule in &config.rules {
-        println!("  {}: {}", rule.name, protects(rule));
+        say(format_args!("  {}: {}", rule.name, protects(rule)));
     }
     let holds = config.rules.iter().find(|rule| rule.needs_body() && !rule.shadow);
     if let Some(rule) = holds.filter(|_| lifted.holds_no_headers) {

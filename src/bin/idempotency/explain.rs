@@ -5,7 +5,7 @@
 
 use super::check::protects;
 use super::request::Request;
-use super::said::Said;
+use super::said::{Said, say};
 use super::{Failure, Source, lift};
 use clap::Args;
 use envoy_idempotency::config::{Config, Ongoing, Rule, Selection, StoreConfig};
@@ -81,7 +81,7 @@ impl Explain {
         let request = Request::parse(&lift::read(&self.request)?)?;
         let explained = self.explain(&config, &request);
         if self.json {
-            println!("{explained:#}");
+            say(format_args!("{explained:#}"));
         } else {
             print(&explained);
         }
@@ -452,7 +452,7 @@ fn hex(bytes: &[u8; 32]) -> String {
 /// The same for people: a name and a value a line.
 fn print(said: &Value) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let line = |name: &str, value: &str| println!("{name:<12} {value}");
+    let line = |name: &str, value: &str| say(format_args!("{name:<12} {value}"));
     match said.get("rule") {
         Some(Value::String(rule)) => {
             let protects = said.get("protects").map(text).unwrap_or_default();

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Command::Show(show) => show.run(),
         Command::Forget(forget) => forget.run(),
         Command::Schema => {
-            print!("{}", envoy_idempotency::config::render_schema());
+            said::say(envoy_idempotency::config::render_schema().trim_end());
             Ok(())
         }
     };

@@ -1,7 +1,7 @@
 //! `show` and `forget`: what Redis keeps under a key.
 
 use super::Failure;
-use super::said::Said;
+use super::said::{Said, say};
 use super::server::{Place, Server};
 use clap::Args;
 use envoy_idempotency::key::Key;
@@ -53,7 +53,7 @@ impl Show {
         let now = server.now()?;
         let said = describe(&name, &record, now, self.reveal);
         if self.json {
-            println!("{said:#}");
+            say(format_args!("{said:#}"));
         } else {
             print(&said);
         }
@@ -70,7 +70,7 @@ impl Forget {
             Ok(record) => {
                 let standing = standing(&record.head(), server.now()?);
                 print(&describe(&name, &record, server.now()?, false));
-                println!("{}", warning(&standing));
+                say(format_args!("{}", warning(&standing)));
                 if matches!(standing, Standing::Ongoing) && !self.force {
                     return Err(Failure::Refused(format!(
                         "{name}: an execution is running, and is not forgotten without --force"
@@ -82,13 +82,13 @@ impl Forget {
                     "{name}: {error}; it may be a claim, and is not forgotten without --force"
                 )));
             }
-            Err(error) => println!("{name}: {error}"),
+            Err(error) => say(format_args!("{name}: {error}")),
         }
         self.confirm()?;
         // Version, state and token: a heartbeat changes none of them, and everything else does.
         let start = bytes.get(..TOKEN.end).unwrap_or(&bytes);
         if server.delete(&name, start)? {
-            println!("forgotten");
+            say(format_args!("forgotten"));
             Ok(())
         } else {
             Err(Failure::Refused(format!("{name}: changed in the meantime, and left; look again")))
@@ -226,7 +226,7 @@ fn print(said: &Value) {
     };
     let line = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            println!("{name:<12} {value}");
+            say(format_args!("{name:<12} {value}"));
         }
     };
     line("key", text("name"));
@@ -242,6 +242,6 @@ fn print(said: &Value) {
     }
     line("body", text("body_bytes").map(|bytes| format!("{bytes} bytes")));
     if let Some(body) = text("body") {
-        println!("\n{body}");
+        say(format_args!("\n{body}"));
     }
 }

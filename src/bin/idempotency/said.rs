@@ -1,6 +1,8 @@
 //! What a command says, for people and as JSON alike.
 
 use serde_json::{Map, Value};
+use std::fmt::Display;
+use std::io::Write;
 
 /// Named values.
 #[derive(Default)]
@@ -17,4 +19,9 @@ impl From<Said> for Value {
     fn from(said: Said) -> Self {
         Self::Object(said.0)
     }
+}
+
+/// A line of output. Who reads no further, as `head` does, has what it wants: that is no fault.
+pub(super) fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -23,7 +23,7 @@ pub(super) struct Place {
     /// The key: its name in Redis, its 64 hexadecimal digits, or 12 or more of the first of them, as in a
     /// log line. With fewer than 64, all names of one server are gone through (SCAN).
     key: String,
-    /// redis://[USER[:PASSWORD]@]HOST[:PORT][/DB], or rediss:// with TLS. The password may be in the
+    /// `redis://[USER[:PASSWORD]@]HOST[:PORT][/DB]`, or `rediss://` with TLS. The password may be in the
     /// variable REDIS_PASSWORD instead.
     #[arg(long, value_name = "URL")]
     redis: String,
