@@ -4,6 +4,7 @@
 mod check;
 mod explain;
 mod lift;
+mod play;
 mod records;
 mod request;
 mod said;

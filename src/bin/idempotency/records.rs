@@ -1,7 +1,7 @@
 //! `show` and `forget`: what Redis keeps under a key.
 
 use super::Failure;
-use super::said::{Said, say};
+use super::said::{Said, plain, say};
 use super::server::{Place, Server};
 use clap::Args;
 use envoy_idempotency::key::Key;
@@ -238,10 +238,10 @@ fn print(said: &Value) {
     line("status", text("status"));
     line("kept", text("kept"));
     for header in said.get("headers").and_then(Value::as_array).into_iter().flatten() {
-        line("header", header.as_str().map(str::to_owned));
+        line("header", header.as_str().map(plain));
     }
     line("body", text("body_bytes").map(|bytes| format!("{bytes} bytes")));
     if let Some(body) = text("body") {
-        say(format_args!("\n{body}"));
+        say(format_args!("\n{}", plain(&body)));
     }
 }

@@ -25,3 +25,15 @@ impl From<Said> for Value {
 pub(super) fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
+
+/// What a client or an origin sent, so that it cannot speak to the terminal.
+pub(super) fn plain(text: &str) -> String {
+    let letter = |letter: char| {
+        if letter.is_control() && letter != '\n' && letter != '\t' {
+            letter.escape_default().to_string()
+        } else {
+            letter.to_string()
+        }
+    };
+    text.chars().map(letter).collect()
+}
