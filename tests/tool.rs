@@ -186,6 +186,26 @@ fn check_reads_yaml_and_the_manifests_of_control_planes() {
 }
 
 #[test]
+fn every_file_that_the_project_shows_passes_or_holds_no_configuration() {
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/envoy"))];
+    let mut passed = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "yaml") {
+                let ran = run(&["check", path.to_str().unwrap(), "--assume-env"], "");
+                let none = ran.err.contains("holds no plugin");
+                assert!(ran.code == 0 && ran.err.is_empty() || none, "{}", ran.err);
+                passed += usize::from(ran.code == 0);
+            }
+        }
+    }
+    assert!(passed > 10, "{passed}");
+}
+
+#[test]
 fn a_variable_is_looked_for_where_the_module_would_find_it() {
     let config = with(json!({}), json!({ "secret_env": "SECRET" }));
     let good = "SECRET=0123456789abcdef";

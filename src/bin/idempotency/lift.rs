@@ -134,11 +134,12 @@ fn documents(path: &Path, bytes: &[u8]) -> Result<Vec<Value>, NoDocument> {
 
 /// Whether this is something that configurations are wrapped in, rather than one.
 fn is_envelope(document: &Value) -> bool {
-    const MARKS: [&str; 7] = [
+    const MARKS: [&str; 8] = [
         "static_resources",
         "staticResources",
         "resources",
         "apiVersion",
+        "spec",
         "typed_config",
         "typedConfig",
         "@type",
