@@ -237,6 +237,12 @@ impl OperationResult {
     }
 }
 
+/// A histogram: how long Redis took, from the question until its reply, those that came alone.
+///
+/// **In microseconds**, against its name and Prometheus's custom: the ABI's histograms hold whole numbers,
+/// and in whole seconds every reply would be zero. Divide by a million.
+pub const STORE_SECONDS: &str = "idempotency_store_seconds";
+
 /// A number that goes up and down. Each is a sum over the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gauge {
@@ -244,6 +250,10 @@ pub enum Gauge {
     Waiters,
     /// Open connections to Redis.
     Pipes,
+    /// Records in the tables of this Envoy's memory. One that is over counts until its place is taken.
+    Entries,
+    /// Bytes of these tables: records and answers, without the names that Envoy keeps them under.
+    Bytes,
 }
 
 impl Gauge {
@@ -252,6 +262,8 @@ impl Gauge {
         match self {
             Self::Waiters => "idempotency_waiters",
             Self::Pipes => "idempotency_pipes",
+            Self::Entries => "idempotency_entries",
+            Self::Bytes => "idempotency_bytes",
         }
     }
 }

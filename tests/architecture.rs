@@ -88,6 +88,8 @@ const IMPORTS: [(&str, &[&str]); 2] = [
             // What operators see.
             "proxy_define_metric",
             "proxy_increment_metric",
+            // How long Redis takes: a counter cannot tell the slow one in a hundred.
+            "proxy_record_metric",
             "proxy_log",
             // Nothing calls these: the SDK's traits have methods for all of the ABI, and a table of
             // methods keeps what it names.

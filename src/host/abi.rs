@@ -66,6 +66,7 @@ const CALL_RESPONSE_HEADERS: u32 = 6;
 pub(super) enum MetricType {
     Counter = 0,
     Gauge = 1,
+    Histogram = 2,
 }
 
 #[link(wasm_import_module = "env")]
@@ -146,6 +147,7 @@ unsafe extern "C" {
     fn proxy_set_effective_context(id: u32) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
+    fn proxy_record_metric(id: u32, value: u64) -> u32;
 }
 
 fn checked(status: u32) -> Result<(), Failure> {
@@ -430,4 +432,10 @@ pub(super) fn define_metric(kind: MetricType, name: &str) -> Result<u32, Failure
 pub(super) fn increment_metric(id: u32, offset: i64) -> Result<(), Failure> {
     // SAFETY: takes numbers.
     checked(unsafe { proxy_increment_metric(id, offset) })
+}
+
+/// Puts a value into a histogram. Whole numbers are all that the ABI has.
+pub(super) fn record_metric(id: u32, value: u64) -> Result<(), Failure> {
+    // SAFETY: takes numbers.
+    checked(unsafe { proxy_record_metric(id, value) })
 }

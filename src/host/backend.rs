@@ -2,10 +2,10 @@
 
 use super::lines::Lines;
 use super::parked::Parked;
-use super::store::EnvoySharedData;
+use super::store::{EnvoySharedData, micros};
 use crate::exchange::Question;
 use crate::store::redis::{Client, Event, Ticket};
-use crate::store::shared_data::{Executed, MemoryStore};
+use crate::store::shared_data::{Executed, MemoryStore, Tally};
 use crate::store::tiers::{Begun, Tiers};
 use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
@@ -28,10 +28,13 @@ pub(super) struct Redis {
     pub(super) parked: Parked,
     /// How long a command may take.
     pub(super) timeout: Duration,
-    /// Whose question each command is.
-    asked: HashMap<Ticket, Asker>,
+    /// Whose question each command is, and since when.
+    asked: HashMap<Ticket, (Asker, Micros)>,
     tickets: u64,
 }
+
+/// Microseconds since the Unix epoch: the core's milliseconds are too coarse to time a Redis by.
+pub(super) type Micros = u64;
 
 /// A question of a stream.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +49,14 @@ impl Backend {
         match self {
             Self::Memory(table) => table.prefix(),
             Self::Redis(redis) => redis.tiers.prefix(),
+        }
+    }
+
+    /// What has changed in this Envoy's memory since this was asked last.
+    pub(super) fn take_tally(&self) -> Tally {
+        match self {
+            Self::Memory(table) => table.take_tally(),
+            Self::Redis(redis) => redis.tiers.take_tally(),
         }
     }
 
@@ -102,12 +113,13 @@ impl Redis {
     pub(super) fn send(&mut self, asker: Asker, command: Command, now: Timestamp) -> Vec<Event> {
         self.tickets = self.tickets.wrapping_add(1);
         let ticket = Ticket(self.tickets);
-        self.asked.insert(ticket, asker);
+        self.asked.insert(ticket, (asker, micros()));
         self.client.ask(ticket, command, now)
     }
 
-    /// Whose command this was.
-    pub(super) fn asker(&mut self, ticket: Ticket) -> Option<Asker> {
-        self.asked.remove(&ticket)
+    /// Whose command this was, and how long ago.
+    pub(super) fn asker(&mut self, ticket: Ticket) -> Option<(Asker, Micros)> {
+        let (asker, since) = self.asked.remove(&ticket)?;
+        Some((asker, micros().saturating_sub(since)))
     }
 }

@@ -1,9 +1,10 @@
-//! Counters and gauges, defined once and found by value.
+//! Counters, gauges and a histogram, defined once and found by value.
 
 use super::abi::{self, MetricType};
 use crate::config::Config;
+use crate::store::shared_data::Tally;
 use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::{Counter, Gauge, Operation, OperationResult, Report};
+use crate::telemetry::{Counter, Gauge, Operation, OperationResult, Report, STORE_SECONDS};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -16,11 +17,15 @@ pub(super) struct Metrics {
     others: HashMap<Counter, u32>,
     waiters: Option<u32>,
     pipes: Option<u32>,
+    entries: Option<u32>,
+    bytes: Option<u32>,
+    store_micros: Option<u32>,
 }
 
 impl Metrics {
     pub(super) fn define(config: &Config) -> Self {
         let counter = |counter: &Counter| abi::define_metric(MetricType::Counter, &counter.name());
+        let gauge = |gauge: Gauge| abi::define_metric(MetricType::Gauge, gauge.name()).ok();
         let reports = |rule: &str| {
             Report::all()
                 .filter_map(|report| {
@@ -53,8 +58,11 @@ impl Metrics {
             .into_iter()
             .filter_map(|other| counter(&other).ok().map(|id| (other, id)))
             .collect(),
-            waiters: abi::define_metric(MetricType::Gauge, Gauge::Waiters.name()).ok(),
-            pipes: abi::define_metric(MetricType::Gauge, Gauge::Pipes.name()).ok(),
+            waiters: gauge(Gauge::Waiters),
+            pipes: gauge(Gauge::Pipes),
+            entries: gauge(Gauge::Entries),
+            bytes: gauge(Gauge::Bytes),
+            store_micros: abi::define_metric(MetricType::Histogram, STORE_SECONDS).ok(),
         }
     }
 
@@ -70,10 +78,13 @@ impl Metrics {
         add(self.others.get(counter).copied(), 1);
     }
 
-    /// Records were dropped to make room.
-    pub(super) fn evicted(&self, records: u32) {
-        if records > 0 {
-            add(self.others.get(&Counter::Evictions).copied(), i64::from(records));
+    /// The table has changed by this.
+    pub(super) fn table(&self, tally: Tally) {
+        if tally != Tally::default() {
+            let evictions = self.others.get(&Counter::Evictions).copied();
+            add(evictions, i64::from(tally.evicted));
+            add(self.entries, tally.entries);
+            add(self.bytes, tally.bytes);
         }
     }
 
@@ -99,9 +110,15 @@ impl Metrics {
     pub(super) fn waiting(&self, change: i64) {
         add(self.waiters, change);
     }
-}
 
-impl Metrics {
+    /// Redis took so long to reply.
+    pub(super) fn store_took(&self, micros: u64) {
+        if let Some(id) = self.store_micros {
+            // As in `add`.
+            let _ = abi::record_metric(id, micros);
+        }
+    }
+
     /// A connection to Redis began (+1) or ended (-1).
     pub(super) fn pipe(&self, change: i64) {
         add(self.pipes, change);
@@ -109,7 +126,7 @@ impl Metrics {
 }
 
 fn add(metric: Option<u32>, change: i64) {
-    if let Some(id) = metric {
+    if let Some(id) = metric.filter(|_| change != 0) {
         // A metric that cannot be counted must not cost the request.
         let _ = abi::increment_metric(id, change);
     }

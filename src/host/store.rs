@@ -30,3 +30,8 @@ pub(super) fn now() -> Timestamp {
     const NANOS: u64 = 1_000_000;
     Timestamp::from_millis(abi::current_time_nanoseconds() / NANOS)
 }
+
+/// The same clock, for lengths of time below a millisecond.
+pub(super) fn micros() -> u64 {
+    abi::current_time_nanoseconds() / 1_000
+}

@@ -286,8 +286,10 @@ impl Worker {
         self.deliver();
     }
 
-    /// Sends what the callback that ends now has written. Its context is not the effective one then.
+    /// Sends what the callback that ends now has written, and counts what it has changed. Its context is
+    /// not the effective one then.
     pub(super) fn flush(&mut self) {
+        self.metrics.table(self.store.take_tally());
         if let Some(redis) = self.store.redis() {
             redis.lines.flush();
         }
@@ -499,15 +501,14 @@ impl Worker {
         executed: Result<Executed, StoreError>,
     ) {
         let reply = executed.map(|executed| {
-            self.changed(command.key(), executed.wake, executed.evicted);
+            self.changed(command.key(), executed.wake);
             executed.reply
         });
         self.metrics.operation(command, &reply);
         self.settled.push_back((asker, reply));
     }
 
-    fn changed(&self, key: Key, wake: bool, evicted: u32) {
-        self.metrics.evicted(evicted);
+    fn changed(&self, key: Key, wake: bool) {
         if wake {
             self.waiters.broadcast(key);
         }
@@ -548,11 +549,16 @@ impl Worker {
                     self.metrics.pipe(-1);
                 }
                 Event::Replied(ticket, command, reply) => {
-                    let Some(asker) = redis.asker(ticket) else { continue };
+                    let Some((asker, took)) = redis.asker(ticket) else { continue };
+                    if reply.is_ok() {
+                        // What fails is counted elsewhere: at once, or after the time-out, it says
+                        // nothing of Redis.
+                        self.metrics.store_took(took);
+                    }
                     let concluded = redis.tiers.conclude(&command, reply, now);
                     let key = command.key();
                     let parked = redis.parked.of(key);
-                    self.changed(key, concluded.wake, concluded.evicted);
+                    self.changed(key, concluded.wake);
                     self.metrics.operation(&command, &concluded.reply);
                     let failed = concluded.reply.is_err();
                     self.settled.push_back((asker, concluded.reply));

@@ -13,7 +13,7 @@
 //! Claim here, then there; end it there, then here: a failure in between leaves the stricter state.
 
 use super::life::{self, Change, Verdict};
-use super::shared_data::{Executed, MemoryStore, SharedData};
+use super::shared_data::{Executed, MemoryStore, SharedData, Tally};
 use super::{Command, Reply, StoreError};
 use crate::key::Key;
 use crate::record::{Head, Kept, Record, State, Token};
@@ -45,7 +45,7 @@ const NOT_HERE: u32 = 0;
 const ALONE: u32 = 1 << 31;
 
 /// The table in front.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Tiers<S> {
     table: MemoryStore<S>,
     ttl: Duration,
@@ -71,8 +71,6 @@ pub struct Concluded {
     pub reply: Result<Reply, StoreError>,
     /// Somebody here waits for what has changed.
     pub wake: bool,
-    /// Records dropped from the table before their time.
-    pub evicted: u32,
 }
 
 impl<S: SharedData> Tiers<S> {
@@ -86,6 +84,11 @@ impl<S: SharedData> Tiers<S> {
     /// What all keys of the table begin with.
     pub fn prefix(&self) -> &str {
         self.table.prefix()
+    }
+
+    /// What has changed in the table since this was asked last.
+    pub fn take_tally(&self) -> Tally {
+        self.table.take_tally()
     }
 
     /// Carries out a command in the table alone: the shared store has failed, and the rule says `local`.
@@ -335,8 +338,7 @@ fn until_then(record: &Record, look_again: Timestamp) -> Record {
 }
 
 fn concluded(reply: Result<Reply, StoreError>, changed: Option<Executed>) -> Concluded {
-    let (wake, evicted) = changed.map_or((false, 0), |changed| (changed.wake, changed.evicted));
-    Concluded { reply, wake, evicted }
+    Concluded { reply, wake: changed.is_some_and(|changed| changed.wake) }
 }
 
 #[cfg(test)]

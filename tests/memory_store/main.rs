@@ -17,7 +17,7 @@ mod map;
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, State, Token};
 use envoy_idempotency::store::shared_data::{
-    Capacity, INSERT, MemoryStore, OpenError, SharedData, SharedDataError,
+    Capacity, INSERT, MemoryStore, OpenError, SharedData, SharedDataError, Tally,
 };
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::time::Timestamp;
@@ -136,7 +136,8 @@ fn interleaved(
             store.execute(command, *now).unwrap();
         }
         let result = Rc::new(RefCell::new(None));
-        let (other, kept, (command, now)) = (store.clone(), result.clone(), second.clone());
+        let other = MemoryStore::open(shared.clone(), "test", CAPACITY).unwrap();
+        let (kept, (command, now)) = (result.clone(), second.clone());
         *shared.meddler.borrow_mut() = Some(Box::new(move || {
             *kept.borrow_mut() = Some(other.execute(&command, now).unwrap());
         }));
@@ -268,7 +269,6 @@ fn kept(store: &MemoryStore<Map>, number: u64) -> Kept {
 #[test]
 fn who_needs_bytes_takes_old_answers_and_leaves_their_records() {
     let store = MemoryStore::open(Map::default(), "test", CROWDED).unwrap();
-    let mut evicted = 0;
     for number in 0..60 {
         store.execute(&claim(number, number, false), NOW).unwrap();
         let end = if number == 0 {
@@ -277,8 +277,9 @@ fn who_needs_bytes_takes_old_answers_and_leaves_their_records() {
         } else {
             complete(number, number, vec![number as u8; 1_000])
         };
-        evicted += store.execute(&end, NOW).unwrap().evicted;
+        store.execute(&end, NOW).unwrap();
     }
+    let evicted = store.take_tally().evicted;
     assert_eq!(kept(&store, 0), Kept::StatusOnly);
     let lost = (1..60).filter(|number| kept(&store, *number) == Kept::Nothing).count();
     assert!(lost > 0 && lost < 59, "{lost}");
@@ -385,4 +386,130 @@ fn a_second_opening_finds_the_records_of_the_first() {
     let other_plugin = MemoryStore::open(shared, "other", CAPACITY).unwrap();
     let reply = other_plugin.execute(&claim(1, 2, false), NOW).unwrap().reply;
     assert_eq!(reply, Reply::Claimed { attempt: 1 });
+}
+
+/// What stands in shared data, counted from the outside: records and bytes, buckets and answers.
+fn stands(map: &Map, entry_bytes: usize) -> (i64, i64) {
+    let (mut entries, mut bytes) = (0, 0);
+    for (name, value) in map.values() {
+        let parts: Vec<_> = name.split('/').skip(4).collect();
+        if parts.iter().any(|part| part.parse::<u32>().is_err()) {
+            // The probe.
+            continue;
+        }
+        bytes += i64::try_from(value.len()).unwrap();
+        if parts.len() == 1 {
+            let places = value.chunks_exact(entry_bytes);
+            entries += places.filter(|place| place.iter().any(|byte| *byte != 0)).count();
+        }
+    }
+    (i64::try_from(entries).unwrap(), bytes)
+}
+
+/// Counts what workers tell of their changes, and checks it against the table.
+struct Books {
+    shared: Meddled,
+    entry_bytes: usize,
+    total: Tally,
+}
+
+impl Books {
+    fn check(&mut self, workers: &[MemoryStore<Meddled>]) {
+        for worker in workers {
+            self.total += worker.take_tally();
+        }
+        let told = (self.total.entries, self.total.bytes);
+        assert_eq!(told, stands(&self.shared.map, self.entry_bytes));
+    }
+}
+
+/// Two workers of one Envoy, and their books.
+fn workers(capacity: Capacity) -> ([MemoryStore<Meddled>; 2], Books) {
+    let shared = Meddled::default();
+    let open = || MemoryStore::open(shared.clone(), "test", capacity).unwrap();
+    let workers = [open(), open()];
+    workers[0].execute(&claim(u64::MAX, 1, false), NOW).unwrap();
+    let tally = workers[0].take_tally();
+    assert_eq!((tally.entries, tally.evicted), (1, 0));
+    // One record is all there is: its bytes are those of an entry.
+    let entry_bytes = usize::try_from(tally.bytes).unwrap();
+    (workers, Books { shared, entry_bytes, total: tally })
+}
+
+#[test]
+fn what_the_workers_tell_of_their_changes_is_what_stands_in_the_table() {
+    let (workers, mut books) = workers(CROWDED);
+    let other = |number: u64| &workers[usize::try_from(number % 2).unwrap()];
+    // Claims of one worker ended by the other, records that are over, and more than there is room for.
+    for number in 0..300 {
+        let now = NOW.after(TTL * u32::try_from(number / 100).unwrap());
+        other(number).execute(&claim(number, number, number % 3 == 0), now).unwrap();
+        let (key, token) = (key(number), token(number));
+        let end = match number % 5 {
+            0 => Command::Release { key, token },
+            1 => Command::MarkUnknown { key, token, unknown_for: LEASE },
+            2 => Command::Complete { key, token, status: 500, kept: Kept::StatusOnly, ttl: LEASE },
+            3 => complete(number, number, vec![1; 2 << 20]),
+            _ => complete(number, number, vec![1; 100 * (number % 30) as usize]),
+        };
+        other(number + 1).execute(&end, now).unwrap();
+        // A release that comes twice, and a takeover of a claim in doubt.
+        other(number).execute(&end, now).unwrap();
+        other(number).execute(&claim(number, 1_000 + number, true), now.after(LEASE * 2)).unwrap();
+        books.check(&workers);
+    }
+    assert!(books.total.evicted > 0 && books.total.entries > 0, "{:?}", books.total);
+}
+
+#[test]
+fn a_command_that_changes_nothing_tells_of_nothing() {
+    let (workers, mut books) = workers(CAPACITY);
+    let store = &workers[0];
+    store.execute(&claim(1, 1, false), NOW).unwrap();
+    store.execute(&complete(1, 1, vec![1; 1_000]), NOW).unwrap();
+    books.check(&workers);
+    for command in [claim(1, 2, false), claim(1, 3, true), complete(1, 9, vec![2; 500])] {
+        store.execute(&command, NOW).unwrap();
+        assert_eq!(store.take_tally(), Tally::default());
+    }
+    books.check(&workers);
+}
+
+#[test]
+fn a_change_that_came_to_nothing_between_two_workers_is_told_by_neither() {
+    let late = NOW.after(LEASE * 3);
+    let prepare = [(claim(1, 1, false), NOW), (claim(1, 2, false), late)];
+    let pairs = [
+        ((complete(1, 2, vec![1; 300]), late), (complete(1, 1, vec![2; 70]), late)),
+        ((claim(2, 1, true), late), (claim(2, 2, false), late)),
+        (
+            (complete(1, 2, vec![1; 300]), late),
+            (Command::Release { key: key(1), token: token(2) }, late),
+        ),
+    ];
+    for (first, second) in &pairs {
+        for at in 0..40 {
+            let (workers, mut books) = workers(CROWDED);
+            for (command, now) in &prepare {
+                workers[0].execute(command, *now).unwrap();
+            }
+            let [store, other] = workers;
+            books.total += store.take_tally();
+            let told = Rc::new(Cell::new(Tally::default()));
+            let (meddling, command, now) = (told.clone(), second.0.clone(), second.1);
+            // The other worker acts at some call of the first's to shared data.
+            let meddler: Meddler = Box::new(move || {
+                other.execute(&command, now).unwrap();
+                meddling.set(other.take_tally());
+            });
+            *books.shared.meddler.borrow_mut() = Some(meddler);
+            books.shared.calls.set(0);
+            books.shared.at.set(Some(at));
+            store.execute(&first.0, first.1).unwrap();
+            books.total += store.take_tally();
+            books.total += told.get();
+            let stands = stands(&books.shared.map, books.entry_bytes);
+            assert_eq!((books.total.entries, books.total.bytes), stands, "{at}");
+        }
+    }
 }

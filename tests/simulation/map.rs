@@ -37,6 +37,12 @@ impl Map {
         self.values.borrow().values().map(|(value, _)| value.len()).sum()
     }
 
+    /// All values, by their names.
+    pub fn values(&self) -> Vec<(String, Vec<u8>)> {
+        let values = self.values.borrow();
+        values.iter().map(|(name, (value, _))| (name.clone(), value.clone())).collect()
+    }
+
     /// Cuts every value short.
     pub fn spoil(&self) {
         for (value, _) in self.values.borrow_mut().values_mut() {

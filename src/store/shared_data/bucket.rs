@@ -1,5 +1,6 @@
 //! One bucket of the table, as a value: entries in fixed places.
 
+use super::Tally;
 use crate::key::Key;
 use crate::record::codec::{HEAD_LEN, decode_head, encode_head};
 use crate::record::{Head, Kept, State, Token};
@@ -10,7 +11,8 @@ use crate::time::Timestamp;
 /// Key, head of the record, bytes of its answer, last use, watched. Free places are all zero.
 pub(super) const ENTRY_BYTES: usize = USED_AT + 8 + 1;
 const HEAD_AT: usize = 32;
-const USED_AT: usize = HEAD_AT + HEAD_LEN + 4;
+const ANSWER_BYTES_AT: usize = HEAD_AT + HEAD_LEN;
+const USED_AT: usize = ANSWER_BYTES_AT + 4;
 
 /// The entries of one bucket, as they stand in shared data: most commands look at one of them, so the
 /// others stay bytes. An entry keeps its place as long as it lives, for the place names the slot that its
@@ -18,6 +20,8 @@ const USED_AT: usize = HEAD_AT + HEAD_LEN + 4;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Bucket {
     bytes: Vec<u8>,
+    /// Since it was read; without what was evicted.
+    changed: Tally,
 }
 
 /// A record of the table, without its answer.
@@ -47,7 +51,7 @@ impl Bucket {
     /// Takes what stands in shared data; nothing at all is an empty bucket.
     pub(super) fn read(bytes: Vec<u8>) -> Result<Self, StoreError> {
         if bytes.len().is_multiple_of(ENTRY_BYTES) {
-            Ok(Self { bytes })
+            Ok(Self { bytes, changed: Tally::default() })
         } else {
             Err(StoreError::Unreadable("a bucket of the table is cut short"))
         }
@@ -55,6 +59,11 @@ impl Bucket {
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// What is more or less than it was when it was read.
+    pub(super) fn changed(&self) -> Tally {
+        self.changed
     }
 
     fn places(&self) -> impl Iterator<Item = &[u8]> {
@@ -115,6 +124,7 @@ impl Bucket {
         let places = self.bytes.len() / ENTRY_BYTES;
         if places < ways && least.is_none_or(|(_, worth)| worth > Worth::Nothing) {
             self.bytes.resize(self.bytes.len() + ENTRY_BYTES, 0);
+            self.changed.bytes += ENTRY_BYTES as i64;
             return Some((places, None));
         }
         let (place, _) = least?;
@@ -152,14 +162,24 @@ impl Bucket {
     /// Puts an entry into a place, whatever was there.
     pub(super) fn put(&mut self, place: usize, entry: &Entry) {
         if let Some(bytes) = self.place_mut(place) {
+            let before = holds(bytes);
             entry.write(bytes);
+            let after = holds(bytes);
+            self.replaced(before, after);
         }
+    }
+
+    fn replaced(&mut self, before: (i64, i64), after: (i64, i64)) {
+        self.changed.entries += after.0 - before.0;
+        self.changed.bytes += after.1 - before.1;
     }
 
     pub(super) fn drop_entry(&mut self, place: usize, now: Timestamp) -> Option<Dropped> {
         let bytes = self.place_mut(place)?;
         let entry = Entry::read(bytes).ok()??;
+        let before = holds(bytes);
         bytes.fill(0);
+        self.replaced(before, (0, 0));
         let evicted = worth(&entry.head, now) > Worth::Nothing;
         Some(Dropped { place, token: entry.head.token, evicted })
     }
@@ -222,6 +242,15 @@ impl Entry {
             *to = *from;
         }
     }
+}
+
+/// Records in a place, one or none, and bytes of the answer in its slot.
+fn holds(entry: &[u8]) -> (i64, i64) {
+    if is_free(entry) {
+        return (0, 0);
+    }
+    let bytes = entry.get(ANSWER_BYTES_AT..).and_then(|rest| rest.first_chunk::<4>());
+    (1, bytes.map_or(0, |bytes| i64::from(u32::from_be_bytes(*bytes))))
 }
 
 /// A head begins with its version, which is never zero.

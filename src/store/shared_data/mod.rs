@@ -13,7 +13,9 @@ use crate::record::{Answer, Head, Kept, State, Token};
 use crate::time::Timestamp;
 use bucket::{Bucket, Dropped, Entry};
 use geometry::Geometry;
+use std::cell::Cell;
 use std::fmt;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 /// Envoy's shared data: one map of the process, whose values have versions.
@@ -47,11 +49,32 @@ pub const INSERT: u32 = u32::MAX;
 const TRIES: usize = 64;
 
 /// The embedded store: the records of one Envoy process, shared by its workers.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct MemoryStore<S> {
     shared: S,
     prefix: String,
     geometry: Geometry,
+    tally: Cell<Tally>,
+}
+
+/// What commands have changed in the table, for metrics. Each change is counted by whoever made it, when
+/// it is in force: the sum over all workers is what stands in the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Records more, or less. One that is over counts until its place is taken.
+    pub entries: i64,
+    /// Bytes of buckets and answers more, or less.
+    pub bytes: i64,
+    /// Records dropped before their time, or their answers: those records are tombstones now.
+    pub evicted: u32,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.bytes += other.bytes;
+        self.evicted += other.evicted;
+    }
 }
 
 /// What a command came to.
@@ -61,8 +84,6 @@ pub struct Executed {
     pub reply: Reply,
     /// The command ended a claim that somebody watches, or another has taken its place.
     pub wake: bool,
-    /// Records dropped before their time, or their answers: those records are tombstones now.
-    pub evicted: u32,
 }
 
 /// Why the table could not be opened.
@@ -115,7 +136,7 @@ impl<S: SharedData> MemoryStore<S> {
         let geometry = Geometry::of(capacity).map_err(OpenError::Capacity)?;
         let Geometry { buckets, ways, answer_bytes } = geometry;
         let prefix = format!("envoy-idempotency/1/{plugin}/{buckets}x{ways}x{answer_bytes}");
-        let store = Self { shared, prefix, geometry };
+        let store = Self { shared, prefix, geometry, tally: Cell::default() };
         store.prove_atomicity()?;
         for bucket in 0..buckets {
             store.create(&store.bucket_name(bucket))?;
@@ -129,6 +150,11 @@ impl<S: SharedData> MemoryStore<S> {
     /// What all keys of this store begin with.
     pub fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// What has changed since this was asked last.
+    pub fn take_tally(&self) -> Tally {
+        self.tally.take()
     }
 
     /// Carries out a command.
@@ -316,17 +342,19 @@ impl<S: SharedData> MemoryStore<S> {
         let mut opened = self.read(self.bucket_of(key), key)?;
         let head = opened.found.as_ref().map(|(_, entry)| &entry.head);
         match judge(head) {
-            Verdict::NotOwner => Ok(done(Reply::NotOwner, false, &[])),
+            Verdict::NotOwner => Ok(done(Reply::NotOwner, false)),
             Verdict::Exists(head) => self.exists(opened, &head, watch),
             Verdict::Claimed { attempt, change } => {
                 self.put_head(opened, key, change, now, Reply::Claimed { attempt })
             }
             Verdict::Done(Change::Remove) => {
                 let Some((place, entry)) = opened.found.take() else {
-                    return Ok(done(Reply::Done, false, &[]));
+                    return Ok(done(Reply::Done, false));
                 };
-                let dropped = Vec::from_iter(opened.bucket.drop_entry(place, now));
-                self.finish(&opened, &dropped, || done(Reply::Done, entry.watched, &[]))
+                // It goes because it is to go.
+                let removed = opened.bucket.drop_entry(place, now);
+                let removed = removed.map(|removed| Dropped { evicted: false, ..removed });
+                self.finish(&opened, removed.as_slice(), Reply::Done, entry.watched)
             }
             Verdict::Done(change) => self.put_head(opened, key, change, now, Reply::Done),
         }
@@ -342,7 +370,7 @@ impl<S: SharedData> MemoryStore<S> {
     ) -> Result<Try<Executed>, StoreError> {
         let head = match change {
             Change::Put(head) => head,
-            Change::Keep | Change::Remove => return Ok(done(reply, false, &[])),
+            Change::Keep | Change::Remove => return Ok(done(reply, false)),
         };
         let used = opened.bucket.next_use();
         let before = opened.found.as_ref().map(|(_, entry)| (entry.head.token, entry.head.attempt));
@@ -369,8 +397,7 @@ impl<S: SharedData> MemoryStore<S> {
         let (wake, watched) = (watched && !same_claim, watched && same_claim);
         let entry = Entry { key, head, answer_bytes: 0, used, watched };
         opened.bucket.put(place, &entry);
-        let dropped = Vec::from_iter(dropped);
-        self.finish(&opened, &dropped, || done(reply, wake, &dropped))
+        self.finish(&opened, dropped.as_slice(), reply, wake)
     }
 
     /// Swaps the bucket and clears the slots of what was dropped: in this order, so that an answer goes
@@ -379,15 +406,22 @@ impl<S: SharedData> MemoryStore<S> {
         &self,
         opened: &Opened,
         dropped: &[Dropped],
-        executed: impl FnOnce() -> Try<Executed>,
+        reply: Reply,
+        wake: bool,
     ) -> Result<Try<Executed>, StoreError> {
         if !self.swap(opened)? {
             return Ok(Try::Again);
         }
+        let mut tally = self.tally.get();
+        tally += opened.bucket.changed();
+        for dropped in dropped {
+            tally.evicted += u32::from(dropped.evicted);
+        }
+        self.tally.set(tally);
         for dropped in dropped {
             self.clear_slot(opened.number, dropped.place, dropped.token);
         }
-        Ok(executed())
+        Ok(done(reply, wake))
     }
 
     /// Somebody has the key: reads their answer, and leaves word if the command wants to be woken.
@@ -428,7 +462,7 @@ impl<S: SharedData> MemoryStore<S> {
                 return Ok(Try::Again);
             }
         }
-        Ok(done(Reply::Exists(record), false, &[]))
+        Ok(done(Reply::Exists(record), false))
     }
 
     /// Writes an answer into its slot and then its record, as `judge` says, into the bucket; `None` if the
@@ -461,20 +495,20 @@ impl<S: SharedData> MemoryStore<S> {
     ) -> Result<Try<Executed>, StoreError> {
         let number = self.bucket_of(key);
         let Some((place, _)) = self.read(number, key)?.found else {
-            return Ok(done(Reply::NotOwner, false, &[]));
+            return Ok(done(Reply::NotOwner, false));
         };
         let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
         let mut opened = self.read(number, key)?;
         let Some((found_at, entry)) = opened.found.take() else {
-            return Ok(done(Reply::NotOwner, false, &[]));
+            return Ok(done(Reply::NotOwner, false));
         };
         let head = match judge(Some(&entry.head)) {
             Verdict::Done(Change::Put(head)) => head,
             Verdict::Done(Change::Keep | Change::Remove) => {
-                return Ok(done(Reply::Done, false, &[]));
+                return Ok(done(Reply::Done, false));
             }
             Verdict::NotOwner | Verdict::Exists(_) | Verdict::Claimed { .. } => {
-                return Ok(done(Reply::NotOwner, false, &[]));
+                return Ok(done(Reply::NotOwner, false));
             }
         };
         let (Some(slot_cas), true) = (slot_cas, found_at == place) else { return Ok(Try::Again) };
@@ -490,7 +524,7 @@ impl<S: SharedData> MemoryStore<S> {
         let wake = entry.watched;
         let finished = Entry { key: entry.key, head, answer_bytes, used, watched: false };
         opened.bucket.put(place, &finished);
-        let tried = self.finish(&opened, &dropped, || done(Reply::Done, wake, &dropped))?;
+        let tried = self.finish(&opened, &dropped, Reply::Done, wake)?;
         if matches!(tried, Try::Again) {
             // Whether the record is still ours shows when it is tried again; until then, the slot is
             // no one's.
@@ -535,9 +569,8 @@ fn slot(token: Token, answer: &Answer) -> Vec<u8> {
     slot
 }
 
-fn done(reply: Reply, wake: bool, dropped: &[Dropped]) -> Try<Executed> {
-    let evicted = dropped.iter().filter(|dropped| dropped.evicted).count();
-    Try::Executed(Executed { reply, wake, evicted: u32::try_from(evicted).unwrap_or(u32::MAX) })
+fn done(reply: Reply, wake: bool) -> Try<Executed> {
+    Try::Executed(Executed { reply, wake })
 }
 
 /// The same record, over at `longest` if it is finished.
