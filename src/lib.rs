@@ -12,7 +12,7 @@
 //! | [`record`] | what a store keeps under a key; one codec; which answers may be kept | `time`, `key` |
 //! | [`store`] | commands, replies, errors; the table in Envoy's shared data; Redis; the two as tiers | `time`, `key`, `record` |
 //! | [`reply`] | local answers: one mapping to HTTP | – |
-//! | [`telemetry`] | every metric, header and log word, once | – |
+//! | [`telemetry`] | every metric, header and log word, once; how many lines of the log | `time` |
 //! | [`config`] | JSON → validated rules | all above, except `telemetry` |
 //! | [`exchange`] | the machine of one request, without IO | all above |
 //! | `host` | proxy-wasm callbacks → inputs; orders → hostcalls. Decides nothing. wasm32 only | all |

@@ -1,5 +1,10 @@
 //! Every metric, header and word that operators and clients see, once.
 
+mod limiter;
+
+pub use limiter::{LINES, Limiter, WINDOW};
+
+use log::Level;
 use std::fmt;
 
 /// Request and response header names this filter reads or writes, in lower case as on HTTP/2.
@@ -125,6 +130,84 @@ impl Bypass {
             Self::Upgrade => "upgrade",
             Self::Grpc => "grpc",
             Self::KeyAbsent => "key-absent",
+        }
+    }
+}
+
+/// What a line of the log is about. Lines of one kind are limited together, and begin with its word.
+///
+/// Of a key, the log has the first twelve digits of its digest; of headers, bodies and secrets nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Incident {
+    /// A request that a rule matches was left alone.
+    Bypassed,
+    /// An execution was finished after its client had left.
+    Detached,
+    /// The store could not say whether a request may run; `on_store_error` decided.
+    StoreFailed,
+    /// An execution began after an earlier one had ended in doubt.
+    Takeover,
+    /// An execution lost its claim before its end was recorded: somebody may have taken over.
+    ClaimLost,
+    /// The end of an execution could not be written at the first try, and is tried again.
+    RecordNotWritten,
+    /// It never could: the key lapses into unknown.
+    RecordGivenUp,
+    /// The filter cannot do its work as it is set up.
+    Misconfigured,
+    /// Redis is not as it should be.
+    Redis,
+    /// Envoy would not do what it was asked to.
+    Host,
+    /// A bug of ours.
+    Unreachable,
+}
+
+impl Incident {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Bypassed,
+        Self::Detached,
+        Self::StoreFailed,
+        Self::Takeover,
+        Self::ClaimLost,
+        Self::RecordNotWritten,
+        Self::RecordGivenUp,
+        Self::Misconfigured,
+        Self::Redis,
+        Self::Host,
+        Self::Unreachable,
+    ];
+
+    /// The word that its lines begin with.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Bypassed => "bypassed",
+            Self::Detached => "detached",
+            Self::StoreFailed => "store-failed",
+            Self::Takeover => "takeover",
+            Self::ClaimLost => "claim-lost",
+            Self::RecordNotWritten => "record-not-written",
+            Self::RecordGivenUp => "record-given-up",
+            Self::Misconfigured => "misconfigured",
+            Self::Redis => "redis",
+            Self::Host => "host",
+            Self::Unreachable => "unreachable",
+        }
+    }
+
+    /// How bad it is: debug is what goes as it should, an error is what somebody must mend.
+    pub const fn level(self) -> Level {
+        match self {
+            Self::Bypassed | Self::Detached => Level::Debug,
+            Self::StoreFailed
+            | Self::Takeover
+            | Self::ClaimLost
+            | Self::RecordNotWritten
+            | Self::Redis => Level::Warn,
+            Self::RecordGivenUp | Self::Misconfigured | Self::Host | Self::Unreachable => {
+                Level::Error
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ const ROOMS: [Room; 10] = [
     Room { name: "record", may_import: &["time", "key"], must_not_say: &["serde_json"] },
     Room { name: "store", may_import: &["time", "key", "record"], must_not_say: &["serde_json"] },
     Room { name: "reply", may_import: &[], must_not_say: &[] },
-    Room { name: "telemetry", may_import: &[], must_not_say: &[] },
+    Room { name: "telemetry", may_import: &["time"], must_not_say: &[] },
     Room {
         name: "config",
         may_import: &["time", "key", "record", "store", "reply"],

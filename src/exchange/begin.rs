@@ -6,9 +6,8 @@ use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, number, 
 use crate::config::{Ongoing, Rule, Selection};
 use crate::key::{Attributes, Captures, Draft, KeyError, RequestHead};
 use crate::reply::{Code, Problem};
-use crate::telemetry::{Bypass, Outcome, header};
+use crate::telemetry::{Bypass, Incident, Outcome, header};
 use crate::time::Timestamp;
-use log::Level;
 use std::rc::Rc;
 
 /// Where a route names its rule, or switches the filter off (Envoy attribute `xds.route_metadata`).
@@ -96,7 +95,7 @@ impl Left {
         match self {
             Self::Alone(reason) => {
                 let said = format!("{}: left alone: {}", rule.name, reason.word());
-                context.pass(rule, Outcome::Bypassed).order(Order::Log(Level::Debug, said))
+                context.pass(rule, Outcome::Bypassed).order(Order::Log(Incident::Bypassed, said))
             }
             Self::Refused(problem) => context.answer(rule, Outcome::Invalid, problem.into_reply()),
         }
@@ -169,7 +168,7 @@ fn dangling(route: Vec<u8>) -> Then {
     let said = format!("route metadata names the rule {named:?}, and there is none of that name");
     let problem = Problem::new(Code::Misconfigured, "the route names a rule that does not exist");
     Then::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
-        .order(Order::Log(Level::Error, said))
+        .order(Order::Log(Incident::Misconfigured, said))
         .order(Order::Answer(problem.into_reply()))
 }
 
@@ -255,6 +254,8 @@ impl AwaitBody {
             Code::Misconfigured,
             "the filter needs the request's body and is not set up to get it",
         );
-        Left::Refused(problem).conclude(context, &self.rule).order(Order::Log(Level::Error, said))
+        Left::Refused(problem)
+            .conclude(context, &self.rule)
+            .order(Order::Log(Incident::Misconfigured, said))
     }
 }

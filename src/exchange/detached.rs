@@ -11,9 +11,8 @@ use crate::key::Attributes;
 use crate::record::Kept;
 use crate::reply::{Code, LocalReply, Problem};
 use crate::store::Command;
-use crate::telemetry::{Outcome, header};
+use crate::telemetry::{Incident, Outcome, header};
 use crate::time::Timestamp;
-use log::Level;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -218,7 +217,7 @@ impl Dispatched {
         let said = (!awaited).then(|| {
             let what = status.map_or("not recorded".to_owned(), |status| status.to_string());
             let said = format!("{} {key}: finished after its client had left: {what}", rule.name);
-            Order::Log(Level::Debug, said)
+            Order::Log(Incident::Detached, said)
         });
         let rest = if awaited { Rest::Answered(answer) } else { Rest::Gone };
         settle::settle(context, rule, claim, end, rest).orders(said)

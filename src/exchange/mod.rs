@@ -15,7 +15,7 @@ use crate::config::{Config, Rule};
 use crate::key::{Attributes, Key};
 use crate::reply::LocalReply;
 use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::{Counter, Outcome, Report, header};
+use crate::telemetry::{Counter, Incident, Outcome, Report, header};
 use crate::time::Timestamp;
 use std::rc::Rc;
 
@@ -146,7 +146,7 @@ pub enum Order {
     /// Count.
     Count(Counter),
     /// Write to the log.
-    Log(log::Level, String),
+    Log(Incident, String),
 }
 
 /// The number of a question to the store, unique within its exchange.

@@ -9,9 +9,8 @@ use crate::key::Attributes;
 use crate::record::outcome::Disposition;
 use crate::record::{Answer, Kept};
 use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::{Outcome, header};
+use crate::telemetry::{Incident, Outcome, header};
 use crate::time::Timestamp;
-use log::Level;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -313,7 +312,7 @@ pub(super) fn heartbeat(
         }
         Ok(Reply::NotOwner) => {
             let said = format!("{} {key}: the claim was lost while the origin ran", rule.name);
-            Heartbeat::Lost(Order::Log(Level::Warn, said))
+            Heartbeat::Lost(Order::Log(Incident::ClaimLost, said))
         }
         Ok(Reply::Claimed { .. } | Reply::Exists(_)) | Err(_) => {
             claim.unheard();

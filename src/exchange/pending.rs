@@ -9,9 +9,8 @@ use super::{Context, Flow, Input, Order, Question, State, Then, Whom, report};
 use crate::config::{OnStoreError, Ongoing, Rule};
 use crate::key::{Fingerprint, Key};
 use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::{Counter, Outcome, header};
+use crate::telemetry::{Counter, Incident, Outcome, header};
 use crate::time::Timestamp;
-use log::Level;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -172,7 +171,7 @@ impl AwaitClaim {
                     "{} {}: the claim came after its lease was over",
                     self.pending.rule.name, self.pending.key
                 );
-                self.store_failed(context, true, now).order(Order::Log(Level::Warn, said))
+                self.store_failed(context, true, now).order(Order::Log(Incident::StoreFailed, said))
             }
             Ok(Reply::Claimed { attempt }) => {
                 let orders = self.unwatch();
@@ -190,15 +189,16 @@ impl AwaitClaim {
             }
             Ok(reply @ (Reply::Done | Reply::NotOwner)) => {
                 let said = format!(
-                    "{} {}: unreachable: a claim got {reply:?}",
+                    "{} {}: a claim got {reply:?}",
                     self.pending.rule.name, self.pending.key
                 );
-                self.store_failed(context, true, now).order(Order::Log(Level::Error, said))
+                self.store_failed(context, true, now).order(Order::Log(Incident::Unreachable, said))
             }
             Err(error) => {
                 let said = format!("{} {}: {error}", self.pending.rule.name, self.pending.key);
                 let may_be_claimed = matches!(error, StoreError::Unanswered(_));
-                self.store_failed(context, may_be_claimed, now).order(Order::Log(Level::Warn, said))
+                self.store_failed(context, may_be_claimed, now)
+                    .order(Order::Log(Incident::StoreFailed, said))
             }
         }
     }
@@ -220,8 +220,9 @@ impl AwaitClaim {
         };
         if attempt > 1 {
             let said = format!("{} {key}: attempt {attempt} takes over", rule.name);
-            then =
-                then.order(Order::Count(Counter::Takeovers)).order(Order::Log(Level::Warn, said));
+            then = then
+                .order(Order::Count(Counter::Takeovers))
+                .order(Order::Log(Incident::Takeover, said));
         }
         then
     }

@@ -9,9 +9,8 @@ use crate::config::Rule;
 use crate::key::Key;
 use crate::reply::LocalReply;
 use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Incident};
 use crate::time::Timestamp;
-use log::Level;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -285,11 +284,11 @@ impl Settling {
             Ok(Reply::Done) => self.done(),
             Ok(Reply::NotOwner) => {
                 let said = format!("{rule} {key}: the claim was lost; its end was not recorded");
-                self.done().order(Order::Log(Level::Warn, said))
+                self.done().order(Order::Log(Incident::ClaimLost, said))
             }
             Ok(reply @ (Reply::Claimed { .. } | Reply::Exists(_))) => {
-                let said = format!("{rule} {key}: unreachable: the end of a claim got {reply:?}");
-                self.done().order(Order::Log(Level::Error, said))
+                let said = format!("{rule} {key}: the end of a claim got {reply:?}");
+                self.done().order(Order::Log(Incident::Unreachable, said))
             }
             Err(error) => {
                 let first = !self.failed;
@@ -302,8 +301,8 @@ impl Settling {
                 match (first, records) {
                     (true, true) => then
                         .order(Order::Count(Counter::RecordWriteFailures))
-                        .order(Order::Log(Level::Warn, said)),
-                    (true, false) => then.order(Order::Log(Level::Warn, said)),
+                        .order(Order::Log(Incident::RecordNotWritten, said)),
+                    (true, false) => then.order(Order::Log(Incident::RecordNotWritten, said)),
                     // Once is enough: a store that is down is told of elsewhere.
                     (false, _) => then,
                 }
@@ -325,7 +324,7 @@ impl Settling {
                     self.rule.name,
                     self.command.key()
                 );
-                self.done().order(Order::Log(Level::Error, said))
+                self.done().order(Order::Log(Incident::RecordGivenUp, said))
             }
             Attempt::At(_) => {
                 let flow = self.let_go();

@@ -5,7 +5,9 @@
 //! its messages bare bytes on the way out, and bare bytes messages on the way back.
 
 use super::abi::{self, Direction, Failure};
+use super::journal;
 use crate::store::redis::framing::{Unframer, head};
+use crate::telemetry::Incident;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
@@ -40,6 +42,7 @@ impl HttpContext for Bridge {
 /// A stream that is not what Redis or the filter take it for breaks, and is opened again.
 fn told(result: Result<(), Failure>) {
     if let Err(failure) = result {
-        log::error!("Envoy would not let the bridge change a stream: {failure:?}");
+        let said = format_args!("Envoy would not let the bridge change a stream: {failure:?}");
+        journal::tell(Incident::Host, &said);
     }
 }

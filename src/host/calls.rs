@@ -1,9 +1,10 @@
 //! HTTP calls of the root context: to Webdis, and to origins for who executes detached.
 
-use super::abi;
 use super::backend::Asker;
+use super::{abi, journal};
 use crate::exchange::Fetched;
 use crate::store::redis::Ticket;
+use crate::telemetry::Incident;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -48,7 +49,8 @@ impl Calls {
                     self.under_way.insert(token, caller);
                 }
                 Err(why) => {
-                    log::warn!("Envoy would not call the cluster {cluster:?}: {why}");
+                    let said = format_args!("Envoy would not call the cluster {cluster:?}: {why}");
+                    journal::tell(Incident::Host, &said);
                     refused.push(caller);
                 }
             }

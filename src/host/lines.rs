@@ -1,7 +1,8 @@
 //! The connections to Redis, as Envoy has them: gRPC streams of the root context.
 
-use super::abi;
+use super::{abi, journal};
 use crate::store::redis::Line;
+use crate::telemetry::Incident;
 
 /// The connections of one worker.
 #[derive(Debug)]
@@ -53,9 +54,12 @@ impl Lines {
                     Did::Opened(line)
                 }
                 Err(status) => {
-                    log::error!(
-                        "Envoy would not open a stream to the cluster {:?}: {status:?}",
-                        self.cluster
+                    let cluster = &self.cluster;
+                    journal::tell(
+                        Incident::Host,
+                        &format_args!(
+                            "Envoy would not open a stream to the cluster {cluster:?}: {status:?}"
+                        ),
                     );
                     Did::Failed(line)
                 }
@@ -78,7 +82,8 @@ impl Lines {
                 // Of a stream that is gone word comes by its own callback.
                 let sent = self.effective().and_then(|()| abi::grpc_send(token, &bytes));
                 if let Err(failure) = sent {
-                    log::warn!("Envoy would not send to Redis: {failure:?}");
+                    let said = format_args!("Envoy would not send to Redis: {failure:?}");
+                    journal::tell(Incident::Host, &said);
                 }
             }
         }

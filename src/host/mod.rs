@@ -5,6 +5,7 @@ mod alarms;
 mod backend;
 mod bridge;
 mod calls;
+mod journal;
 mod lines;
 mod metrics;
 mod parked;
@@ -20,6 +21,7 @@ use crate::exchange::Flow;
 use crate::store::redis::Client;
 use crate::store::shared_data::{Capacity, MemoryStore};
 use crate::store::tiers::Tiers;
+use crate::telemetry::Incident;
 use abi::Direction;
 use backend::Backend;
 use bridge::Bridge;
@@ -126,7 +128,9 @@ impl Root {
                 worker.flush();
                 worker.end_if_settled(self.id);
             }
-            Err(_) => log::error!("unreachable: Envoy called back into a host call"),
+            Err(_) => {
+                journal::tell(Incident::Unreachable, &"Envoy called back into a host call");
+            }
         }
     }
 }

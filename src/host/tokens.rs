@@ -1,6 +1,8 @@
 //! Random tokens, fetched by the dozen.
 
+use super::journal;
 use crate::record::Token;
+use crate::telemetry::Incident;
 
 /// Random bytes fetched from the host at once: 64 tokens, so that a request rarely pays for a call.
 const POOL_BYTES: usize = 1024;
@@ -20,7 +22,8 @@ impl Tokens {
             self.pool = vec![0; POOL_BYTES];
             if let Err(error) = getrandom::fill(&mut self.pool) {
                 // Claims must still differ; who could forge one would have to be in this process.
-                log::error!("no random bytes to be had: {error}");
+                let said = format_args!("no random bytes to be had: {error}");
+                journal::tell(Incident::Host, &said);
                 self.pool.clear();
                 let mut token = [0; 16];
                 let time = super::abi::current_time_nanoseconds();

@@ -4,8 +4,9 @@
 //! ends a claim that somebody waits for puts the key into every queue, and Envoy wakes the workers. An
 //! empty message is a worker's to itself: it asks for a callback of the root context.
 
-use super::abi;
+use super::{abi, journal};
 use crate::key::Key;
+use crate::telemetry::Incident;
 use crate::time::Timestamp;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -122,7 +123,8 @@ impl Waiters {
             return false;
         }
         let Some(queue) = self.own_queue() else {
-            log::error!("no shared queue to be had: waiters are woken by time alone");
+            let said = "no shared queue to be had: waiters are woken by time alone";
+            journal::tell(Incident::Host, &said);
             return false;
         };
         for _ in 0..TRIES {
@@ -134,7 +136,8 @@ impl Waiters {
                 return true;
             }
         }
-        log::warn!("the list of queues is contended: waiters are woken by time for a while");
+        let said = "the list of queues is contended: waiters are woken by time for a while";
+        journal::tell(Incident::Host, &said);
         false
     }
 }

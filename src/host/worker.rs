@@ -4,6 +4,7 @@ use super::abi::{self, Direction};
 use super::alarms::Alarms;
 use super::backend::{Asker, Backend};
 use super::calls::{self, Caller, Calls, Wanted};
+use super::journal;
 use super::lines::Did;
 use super::metrics::Metrics;
 use super::parked::Waiting;
@@ -19,9 +20,8 @@ use crate::store::redis::{Call, Event, Line};
 use crate::store::shared_data::{Executed, INSERT};
 use crate::store::tiers::Begun;
 use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::FILTER_STATE;
+use crate::telemetry::{FILTER_STATE, Incident};
 use crate::time::Timestamp;
-use log::Level;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
@@ -130,6 +130,7 @@ impl Worker {
         self.ending = true;
         // From now on nothing but the tick comes.
         self.set_tick(SHORT_TICK);
+        journal::end();
         self.streams.is_empty()
     }
 
@@ -137,13 +138,15 @@ impl Worker {
     pub(super) fn end_if_settled(&mut self, root: u32) {
         if self.ending && self.streams.is_empty() && abi::set_effective_context(root).is_ok() {
             self.ending = false;
+            journal::end();
             warn("end a configuration", abi::done());
         }
     }
 
     pub(super) fn request_headers(&mut self, id: u32, end_of_stream: bool) -> Flow {
         let Some(headers) = abi::headers(Direction::Request) else {
-            log::error!("Envoy's list of the request's headers cannot be read");
+            let said = "its list of the request's headers cannot be read";
+            journal::tell(Incident::Host, &said);
             let problem = Problem::new(Code::Misconfigured, "the request's headers cannot be read");
             answer(&problem.into_reply());
             return Flow::Hold;
@@ -290,6 +293,9 @@ impl Worker {
     /// not the effective one then.
     pub(super) fn flush(&mut self) {
         self.metrics.table(self.store.take_tally());
+        if let Some(alarm) = journal::alarm() {
+            self.hurry(Some(alarm), now());
+        }
         if let Some(redis) = self.store.redis() {
             redis.lines.flush();
         }
@@ -306,6 +312,7 @@ impl Worker {
             self.as_root();
         }
         self.deliver();
+        journal::tell_missed(now);
         self.waiters.keep_alive(now);
         for id in self.alarms.due(now) {
             self.come_back(id, Input::Tick);
@@ -316,7 +323,8 @@ impl Worker {
         let quiet = self.calls.is_empty()
             && self.streams.is_empty()
             && self.waiters.is_empty()
-            && self.store.alarm().is_none();
+            && self.store.alarm().is_none()
+            && journal::alarm().is_none();
         let tick = if quiet { Duration::ZERO } else { self.due_tick(now) };
         self.set_tick(tick);
     }
@@ -341,7 +349,7 @@ impl Worker {
     fn come_back(&mut self, id: u32, input: Input<'_>) {
         let Some(stream) = self.streams.get(&id) else { return };
         if stream.alive && abi::set_effective_context(id).is_err() {
-            log::error!("stream {id} is gone and has not said so");
+            journal::tell(Incident::Host, &format_args!("stream {id} is gone and has not said so"));
             return self.ended(id);
         }
         let flow = self.feed(id, input);
@@ -445,7 +453,7 @@ impl Worker {
                     warn("set filter state", set);
                 }
                 Order::Count(counter) => self.metrics.count(&counter),
-                Order::Log(level, text) => log::log!(level, "{text}"),
+                Order::Log(incident, text) => journal::tell(incident, &text),
             }
         }
     }
@@ -570,12 +578,12 @@ impl Worker {
                     let parked = redis.parked.of(key);
                     self.unpark(parked, false, now);
                 }
-                Event::Warn(text) => log::warn!("{text}"),
+                Event::Warn(text) => journal::tell(Incident::Redis, &text),
                 Event::WarnOnce(text) => {
                     let said = format!("{}/said/{text}", redis.tiers.prefix());
                     // An insertion: of all workers, one is first.
                     if abi::set_shared_data(&said, b"1", INSERT).is_ok() {
-                        log::warn!("{text}");
+                        journal::tell(Incident::Redis, &text);
                     }
                 }
             }
@@ -671,6 +679,7 @@ impl Worker {
 
     fn due_tick(&self, now: Timestamp) -> Duration {
         let alarms = self.alarms.next().into_iter().chain(self.store.alarm());
+        let alarms = alarms.chain(journal::alarm());
         let soon = alarms.min().is_some_and(|alarm| is_soon(alarm, now));
         if soon || !self.probes.is_empty() { SHORT_TICK } else { LONG_TICK }
     }
@@ -718,6 +727,6 @@ fn received() -> Vec<u8> {
 /// A host call that failed does not change what was decided; it is told, for it should not fail.
 fn warn(what: &str, result: Result<(), abi::Failure>) {
     if let Err(failure) = result {
-        log::log!(Level::Warn, "Envoy would not {what}: {failure:?}");
+        journal::tell(Incident::Host, &format_args!("Envoy would not {what}: {failure:?}"));
     }
 }

@@ -1,0 +1,49 @@
+//! The log: a line for each incident, and one for all that there were too many of.
+
+use super::store::now;
+use crate::telemetry::{Incident, Limiter};
+use crate::time::Timestamp;
+use std::cell::RefCell;
+use std::fmt;
+
+thread_local! {
+    /// Of this VM, which is this worker's: what goes wrong with one plugin goes wrong with the next.
+    static LIMITER: RefCell<Limiter> = RefCell::default();
+}
+
+/// Writes a line, unless there were too many like it lately.
+pub(super) fn tell(incident: Incident, text: &dyn fmt::Display) {
+    if !log::log_enabled!(incident.level()) {
+        return;
+    }
+    let now = now();
+    tell_missed(now);
+    if LIMITER.with_borrow_mut(|limiter| limiter.admit(incident, now)) {
+        write(incident, text);
+    }
+}
+
+/// Tells of the lines that were not written, when their window is over.
+pub(super) fn tell_missed(now: Timestamp) {
+    summarise(LIMITER.with_borrow_mut(|limiter| limiter.ended(now)));
+}
+
+/// Tells of the lines that were not written: nobody comes to do it later.
+pub(super) fn end() {
+    summarise(LIMITER.with_borrow_mut(Limiter::rest));
+}
+
+/// When [`tell_missed`] has something to tell.
+pub(super) fn alarm() -> Option<Timestamp> {
+    LIMITER.with_borrow(Limiter::alarm)
+}
+
+fn summarise(missed: Vec<(Incident, u32)>) {
+    for (incident, missed) in missed {
+        write(incident, &format_args!("… and {missed} more like it"));
+    }
+}
+
+fn write(incident: Incident, text: &dyn fmt::Display) {
+    log::log!(incident.level(), "{}: {text}", incident.word());
+}
