@@ -6,6 +6,7 @@
     clippy::panic,
     clippy::string_slice,
     clippy::unwrap_used,
+    unreachable_pub,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 
@@ -14,6 +15,8 @@ mod bypass;
 #[path = "../config_cases/mod.rs"]
 mod config_cases;
 mod configuration;
+mod dashboards;
+mod dashboards;
 mod detached;
 mod duplicates;
 mod fleet;

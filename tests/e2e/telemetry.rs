@@ -1,9 +1,12 @@
 //! What operators see: counters, the access log, the status header; and shadow mode.
 
 use crate::harness::place::Store;
-use crate::harness::{Place, Request, World, eventually};
+use crate::harness::{Bootstrap, Envoy, Fleet, Place, Redis, Request, World, client, eventually};
 use crate::pay;
-use serde_json::json;
+use envoy_idempotency::telemetry::{LINES, Outcome, WINDOW};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
@@ -11,7 +14,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
     config["status_header"] = json!(true);
     let world = World::start(config).await;
     let request = world.post("/pay").key("hush-key").caller("alice").json("{}");
-    let said = async |request: Request| {
+    let said = async |request: crate::harness::Request| {
         request.send().await.header("idempotency-status").map(str::to_owned)
     };
     assert_eq!(said(request.clone()).await.as_deref(), Some("executed"));
@@ -92,30 +95,280 @@ async fn what_becomes_of_duplicates_is_said_in_redis() {
     what_becomes_of_duplicates_is_said(Store::Redis).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn prometheus_gets_labels() {
-    let world = World::start(pay(json!({}))).await;
-    let request = world.post("/pay").key("a").caller("alice").json("{}");
-    request.clone().send().await;
-    request.send().await;
-    let text = crate::harness::client::get(world.envoy.admin, "/stats/prometheus").await.unwrap();
-    for line in [
-        "idempotency_requests_total{rule=\"pay\",outcome=\"executed\"} 1",
-        "idempotency_requests_total{rule=\"pay\",outcome=\"replayed\"} 1",
-        "idempotency_store_operations_total{operation=\"claim\",result=\"exists\"} 1",
-        "idempotency_store_operations_total{operation=\"complete\",result=\"ok\"} 1",
-    ] {
-        // Envoy sorts labels as it likes.
-        let (name, labels) = line.split_once('{').unwrap();
-        let (labels, value) = labels.split_once("} ").unwrap();
-        let found = text.lines().any(|line| {
-            line.contains(name)
-                && labels.split(',').all(|label| line.contains(label))
-                && line.ends_with(&format!(" {value}"))
-        });
-        let ours: Vec<_> = text.lines().filter(|line| line.contains("idempotency")).collect();
-        assert!(found, "{line} is not among\n{}", ours.join("\n"));
+/// A rule for a path, with the name of the path.
+fn rule(name: &str, more: Value) -> Value {
+    let mut rule = pay(more)["rules"][0].clone();
+    rule["name"] = json!(name);
+    rule["match"]["path"] = json!(format!("/{name}"));
+    rule
+}
+
+/// Two Envoys and a Redis in which every outcome has come, with keys, callers, bodies and secrets that
+/// contain `hush`. Redis is away in the end.
+pub async fn eventful() -> Fleet {
+    let redis = Redis::with(&["--requirepass", "hush-password"]).await;
+    let config = json!({
+        "store": { "redis": {
+            "cluster": "redis", "timeout": "3s", "password_env": "IDEMPOTENCY_TEST_PASSWORD" } },
+        "secret_env": "IDEMPOTENCY_TEST_SECRET",
+        "rules": [
+            rule("pay", json!({ "limits": { "response_body": "4KiB" } })),
+            rule("wait", json!({ "ongoing": { "wait": { "max": "20s" } } })),
+            rule("again", json!({ "unknown_ttl": "0s" })),
+            rule("shadow", json!({ "shadow": true })),
+        ] });
+    let bootstrap = Bootstrap::redis(redis.port())
+        .config(&config)
+        .with(|bootstrap| {
+            bootstrap.plugin()["vm_config"]["environment_variables"] = json!({
+                "host_env_keys": ["IDEMPOTENCY_TEST_PASSWORD", "IDEMPOTENCY_TEST_SECRET"] });
+        })
+        .env("IDEMPOTENCY_TEST_PASSWORD", "hush-password")
+        .env("IDEMPOTENCY_TEST_SECRET", "hush-secret-0123456789abcdef");
+    let mut fleet = Fleet::start_with(redis, vec![bootstrap; 2]).await;
+    happen(&fleet, "").await;
+    fleet.redis.stop();
+    let refused = post(&fleet, "pay", "hush-away").send().await;
+    assert_eq!(refused.code(), "store-unavailable");
+    fleet
+}
+
+fn post(fleet: &Fleet, rule: &str, key: &str) -> Request {
+    let request = fleet.post(0, &format!("/{rule}")).key(key).caller("hush-alice");
+    request.header("cookie", "session=hush").json(r#"{"card":"hush"}"#)
+}
+
+/// Every outcome but one: it takes a Redis that is away. `round` makes keys of their own.
+pub async fn happen(fleet: &Fleet, round: &str) {
+    let key = |name: &str| format!("hush-{name}{round}");
+    for rule in ["pay", "shadow"] {
+        assert_eq!(post(fleet, rule, &key("a")).send().await.status, 200);
+        post(fleet, rule, &key("a")).send().await;
+        post(fleet, rule, &key("a")).bytes("hush, other").send().await;
+        fleet.post(0, &format!("/{rule}")).caller("hush-alice").json("{}").send().await;
+        fleet.post(0, &format!("/{rule}")).key(&key("c")).json("{}").send().await;
     }
+    for _ in 0..2 {
+        post(fleet, "pay", &key("large")).header("x-origin-bytes", "5000").send().await;
+        let died = post(fleet, "pay", &key("died")).header("x-origin-die", "before").send().await;
+        assert!([502, 503, 409].contains(&died.status), "{}", died.status);
+        // In doubt, and run again: the second takes over.
+        post(fleet, "again", &key("died")).header("x-origin-die", "before").send().await;
+    }
+    for rule in ["pay", "wait"] {
+        let begun = fleet.executions();
+        let name = key(rule);
+        let held = post(fleet, rule, &key("held")).header("x-origin-hold", &name);
+        let first = tokio::spawn(held.clone().send());
+        eventually("it runs", async || fleet.executions() == begun + 1).await;
+        let second = tokio::spawn(held.send());
+        if rule == "wait" {
+            let waiters = "wasmcustom.idempotency_waiters";
+            eventually("one waits", async || fleet.envoys[0].stat(waiters).await == Some(1)).await;
+        } else {
+            eventually("one is refused", async || fleet.counted(rule, "rejected").await > 0).await;
+        }
+        fleet.origin.release(&name);
+        assert_eq!(first.await.unwrap().status, 200);
+        second.await.unwrap();
+    }
+}
+
+/// A line of `/stats/prometheus`: the metric's name, its labels, its value.
+pub struct Sample {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub value: f64,
+}
+
+/// What Prometheus would get of ours.
+pub async fn exported(envoy: &Envoy) -> Vec<Sample> {
+    let text = client::get(envoy.admin, "/stats/prometheus").await.unwrap();
+    let ours = text.lines().filter(|line| line.starts_with("idempotency_"));
+    ours.map(|line| {
+        let (metric, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = metric.trim_end_matches('}').split_once('{').unwrap();
+        let labels = labels.split(',').filter_map(|label| label.split_once('='));
+        let labels =
+            labels.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()));
+        let labels = labels.collect();
+        Sample { name: name.to_owned(), labels, value: value.parse().unwrap() }
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_exported_with_its_labels_and_nothing_private_is_among_them() {
+    let fleet = eventful().await;
+    let samples = exported(&fleet.envoys[0]).await;
+    let mut found: BTreeMap<&str, BTreeSet<Vec<&str>>> = BTreeMap::new();
+    for sample in &samples {
+        let labels = sample.labels.keys().map(String::as_str).collect();
+        found.entry(&sample.name).or_default().insert(labels);
+        for value in sample.labels.values() {
+            assert!(!value.contains("hush"), "{}: {value}", sample.name);
+        }
+    }
+    let wanted: [(&str, &[&str]); 13] = [
+        ("idempotency_bytes", &[]),
+        ("idempotency_entries", &[]),
+        ("idempotency_evictions_total", &[]),
+        ("idempotency_local_fallbacks_total", &[]),
+        ("idempotency_pipes", &[]),
+        ("idempotency_record_write_failures_total", &[]),
+        ("idempotency_requests_total", &["outcome", "rule"]),
+        ("idempotency_store_operations_total", &["operation", "result"]),
+        ("idempotency_store_seconds_bucket", &["le"]),
+        ("idempotency_store_seconds_count", &[]),
+        ("idempotency_store_seconds_sum", &[]),
+        ("idempotency_takeovers_total", &[]),
+        ("idempotency_waiters", &[]),
+    ];
+    let wanted: BTreeMap<_, _> =
+        wanted.into_iter().map(|(name, labels)| (name, [labels.to_vec()].into())).collect();
+    assert_eq!(found, wanted);
+    let requests = |rule: &str, outcome: &str| {
+        let mut of = samples.iter().filter(|sample| sample.name == "idempotency_requests_total");
+        of.find(|sample| sample.labels["rule"] == rule && sample.labels["outcome"] == outcome)
+            .unwrap_or_else(|| panic!("{rule} {outcome}"))
+            .value
+    };
+    for outcome in Outcome::ALL.map(Outcome::word) {
+        let of_rules = requests("pay", outcome) + requests("wait", outcome);
+        assert!(of_rules > 0.0, "{outcome}");
+        // Exported, whether it has come or not.
+        requests("shadow", &format!("shadow_{outcome}"));
+    }
+    for outcome in ["executed", "replayed", "mismatch", "bypassed", "invalid"] {
+        assert!(requests("shadow", &format!("shadow_{outcome}")) > 0.0, "{outcome}");
+        assert!(requests("shadow", outcome) == 0.0, "{outcome}");
+    }
+    let value = |name: &str| samples.iter().find(|sample| sample.name == name).unwrap().value;
+    assert!(value("idempotency_takeovers_total") >= 1.0);
+    assert!(value("idempotency_entries") >= 5.0);
+    assert_eq!(value("idempotency_waiters"), 0.0);
+    // Microseconds: no Redis on this machine needs less than 10 of them, or 3 s, its time-out.
+    let count = value("idempotency_store_seconds_count");
+    let mean = value("idempotency_store_seconds_sum") / count;
+    assert!(count > 10.0 && (10.0..3_000_000.0).contains(&mean), "{count} {mean}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_names_a_key_a_caller_a_header_a_body_or_a_secret() {
+    let fleet = eventful().await;
+    let log = fleet.envoys[0].log();
+    for word in ["takeover: again ", "store-failed: pay "] {
+        let said = log.lines().find_map(|line| line.split_once(word)).map(|(_, said)| said);
+        let digits = said.and_then(|said| said.split(':').next()).unwrap_or_default();
+        assert!(
+            digits.len() == 12 && digits.chars().all(|digit| digit.is_ascii_hexdigit()),
+            "{log}"
+        );
+    }
+    for envoy in &fleet.envoys {
+        assert!(!envoy.log().contains("hush"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_down_does_not_write_a_line_for_each_request() {
+    const REQUESTS: usize = 300;
+    let mut fleet = Fleet::start_as_it_is(pay(json!({}))).await;
+    fleet.redis.stop();
+    let begun = Instant::now();
+    for number in 0..REQUESTS {
+        let request = fleet.post(0, "/pay").key(&number.to_string()).caller("alice").json("{}");
+        assert_eq!(request.send().await.code(), "store-unavailable");
+    }
+    // Written and left out, together they are all.
+    let counts = || {
+        let log = fleet.envoys[0].log();
+        let lines = log.lines().filter_map(|line| line.split_once(" store-failed: "));
+        let (mut written, mut summaries, mut missed) = (0, 0, 0);
+        for (_, said) in lines {
+            match said.strip_prefix("… and ").and_then(|said| said.split(' ').next()) {
+                Some(number) => {
+                    summaries += 1;
+                    missed += number.parse::<usize>().unwrap();
+                }
+                None => written += 1,
+            }
+        }
+        (written, summaries, missed)
+    };
+    eventually("what was left out is told", async || {
+        let (written, _, missed) = counts();
+        written + missed == REQUESTS
+    })
+    .await;
+    let windows = 1 + begun.elapsed().as_secs() / WINDOW.as_secs();
+    let most = 2 * usize::try_from(windows).unwrap();
+    let (written, summaries, _) = counts();
+    assert!(written <= most * LINES as usize && summaries <= most, "{written} {summaries}");
+    assert!(summaries > 0 && written < REQUESTS / 2, "{written} {summaries}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gauges_of_the_table_are_what_stands_in_it() {
+    const REQUESTS: u64 = 400;
+    let mut config = pay(json!({}));
+    config["store"] = json!({ "memory": { "entries": 64, "budget": "1MiB" } });
+    let world = World::start(config).await;
+    let stat = async |name: &str| {
+        world.envoy.stat(&format!("wasmcustom.idempotency_{name}")).await.unwrap()
+    };
+    assert_eq!((stat("entries").await, stat("bytes").await), (0, 0));
+    for number in 0..REQUESTS {
+        let request = world.post("/pay").key(&number.to_string()).caller("alice").json("{}");
+        assert_eq!(request.send().await.status, 200);
+    }
+    // The answers are so small that records go whole.
+    let evicted = stat("evictions_total").await;
+    let (entries, bytes) = (stat("entries").await, stat("bytes").await);
+    assert_eq!(entries, REQUESTS - evicted);
+    assert!((32..=64).contains(&entries), "{entries}");
+    assert!((entries * 50..1 << 20).contains(&bytes), "{bytes}");
+    assert_eq!(world.envoy.connections().await.len(), 2);
+    let last = world.post("/pay").key(&(REQUESTS - 1).to_string()).caller("alice").json("{}");
+    assert!(last.send().await.is_replay());
+    assert_eq!((stat("entries").await, stat("bytes").await), (entries, bytes));
+    // One is claimed, and released: another went for it, and its place is free.
+    let released = world.post("/pay").key("released").caller("alice").json("{}");
+    assert_eq!(released.header("x-origin-status", "429").send().await.status, 429);
+    assert_eq!(stat("entries").await, entries - (stat("evictions_total").await - evicted));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_of_the_page_is_json_with_the_outcome() {
+    let page = include_str!("../../docs/telemetry.md");
+    let (_, rest) = page.split_once("<!-- access-log -->\n```yaml\n").unwrap();
+    let shown: Value = serde_norway::from_str(rest.split_once("```").unwrap().0).unwrap();
+    let bootstrap = Bootstrap::demo().config(&pay(json!({}))).with(|bootstrap| {
+        bootstrap.manager()["access_log"] = shown["access_log"].clone();
+    });
+    let world = World::start_with(bootstrap).await;
+    let request = world.post("/pay?card=hush").key("hush").caller("hush").json("{}");
+    request.clone().send().await;
+    request.clone().send().await;
+    request.bytes("[1]").send().await;
+    let lines = || {
+        let log = world.envoy.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.collect::<Vec<_>>()
+    };
+    eventually("there are three lines", async || lines().len() == 3).await;
+    let lines = lines();
+    for (line, (outcome, status)) in
+        lines.iter().zip([("executed", 200), ("replayed", 200), ("mismatch", 422)])
+    {
+        assert_eq!(
+            (&line["outcome"], &line["status"]),
+            (&json!(outcome), &json!(status)),
+            "{line}"
+        );
+    }
+    assert_eq!(lines[1]["replayed"], "true");
+    assert!(!world.envoy.log().contains("hush"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
