@@ -16,7 +16,6 @@ mod bypass;
 mod config_cases;
 mod configuration;
 mod dashboards;
-mod dashboards;
 mod detached;
 mod duplicates;
 mod fleet;
