@@ -138,6 +138,8 @@ impl<S: SharedData> Tiers<S> {
                 let reply = Reply::Exists(until_then(record, look_again));
                 Begun::Answered(Executed { reply, ..executed })
             }
+            // It stays: should the shared store fail, it is all that is known of what ran.
+            State::Finished { .. } if is_left_over(&record.head()) => Begun::AskShared,
             State::Ongoing { .. } | State::Unknown { .. } | State::Finished { .. } => {
                 Begun::Answered(executed)
             }
@@ -163,9 +165,6 @@ impl<S: SharedData> Tiers<S> {
             Verdict::Claimed { attempt: NOT_HERE, change: Change::Put(head) }
         };
         let Some(head) = head else { return question() };
-        if is_left_over(head) {
-            return question();
-        }
         if is_mirror(head) {
             let until = match head.state {
                 State::Ongoing { lease_until: until, .. }
@@ -279,7 +278,9 @@ impl<S: SharedData> Tiers<S> {
                 (Head { attempt: NOT_HERE, ..record.with_state(state) }, None)
             }
         };
-        let changed = match self.table.replace(key, token, &here, answer, now) {
+        let instead_of =
+            |head: &Head| head.token == token || (head.token == record.token && is_left_over(head));
+        let changed = match self.table.replace(key, &instead_of, &here, answer, now) {
             Ok(Some(executed)) => Ok(executed),
             // It does not fit, or the question is not there any more.
             Ok(None) | Err(_) => self.table.execute(&Command::Release { key, token }, now),

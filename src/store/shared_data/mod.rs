@@ -261,8 +261,8 @@ impl<S: SharedData> MemoryStore<S> {
         }
     }
 
-    /// Puts `record`, and the answer it keeps, in the place of the claim that `token` proves; `None` if that is not there any more,
-    /// or the record does not fit.
+    /// Puts `record`, and the answer it keeps, in the place of one that it may stand for; `None` if there is
+    /// none of that kind, or the record does not fit.
     ///
     /// It is how a copy of what another store keeps comes here, so nothing is left in its place that
     /// would not be true: no tombstone for an answer that is too large.
@@ -273,13 +273,13 @@ impl<S: SharedData> MemoryStore<S> {
     pub fn replace(
         &self,
         key: Key,
-        token: Token,
+        instead_of: &dyn Fn(&Head) -> bool,
         record: &Head,
         answer: Option<&Answer>,
         now: Timestamp,
     ) -> Result<Option<Executed>, StoreError> {
         let ours = |head: Option<&Head>| match head {
-            Some(head) if head.token == token => Verdict::Done(Change::Put(record.clone())),
+            Some(head) if instead_of(head) => Verdict::Done(Change::Put(record.clone())),
             Some(_) | None => Verdict::NotOwner,
         };
         let executed = match answer {
