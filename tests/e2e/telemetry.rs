@@ -105,7 +105,7 @@ fn rule(name: &str, more: Value) -> Value {
 
 /// Two Envoys and a Redis in which every outcome has come, with keys, callers, bodies and secrets that
 /// contain `hush`. Redis is away in the end.
-pub async fn eventful() -> Fleet {
+pub(crate) async fn eventful() -> Fleet {
     let redis = Redis::with(&["--requirepass", "hush-password"]).await;
     let config = json!({
         "store": { "redis": {
@@ -139,7 +139,7 @@ fn post(fleet: &Fleet, rule: &str, key: &str) -> Request {
 }
 
 /// Every outcome but one: it takes a Redis that is away. `round` makes keys of their own.
-pub async fn happen(fleet: &Fleet, round: &str) {
+pub(crate) async fn happen(fleet: &Fleet, round: &str) {
     let key = |name: &str| format!("hush-{name}{round}");
     // Nothing is held in the shadow: an origin that is faster than Redis leaves no outcome to count, and a
     // client that is faster finds no record.
@@ -183,14 +183,14 @@ pub async fn happen(fleet: &Fleet, round: &str) {
 }
 
 /// A line of `/stats/prometheus`: the metric's name, its labels, its value.
-pub struct Sample {
-    pub name: String,
-    pub labels: BTreeMap<String, String>,
-    pub value: f64,
+pub(crate) struct Sample {
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) value: f64,
 }
 
 /// What Prometheus would get of ours.
-pub async fn exported(envoy: &Envoy) -> Vec<Sample> {
+pub(crate) async fn exported(envoy: &Envoy) -> Vec<Sample> {
     let text = client::get(envoy.admin, "/stats/prometheus").await.unwrap();
     let ours = text.lines().filter(|line| line.starts_with("idempotency_"));
     ours.map(|line| {
