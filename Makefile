@@ -18,10 +18,7 @@ export IDEMPOTENCY_IMAGE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/oci
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup schema tool
-
-help: ## print this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup schema tool help: ## print this list @awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf " make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) docker-images docker-demo docker-serve docker-test %-13s
 
 setup: ## get the wasm32 target and an Envoy (under .tools/; ENVOY_BIN=… takes yours); quiet if there
 	@scripts/setup
@@ -79,6 +76,20 @@ soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 
 schema: ## write config.schema.json anew, from the parser's own types and bounds
 	@cargo run --quiet --locked --bin idempotency -- schema > config.schema.json.new
 	@mv config.schema.json.new config.schema.json
+# Compose v2 where the engine's client has it, else docker-compose 1.29: asked only by targets that need it.
+COMPOSE ?= $(shell if docker compose version >/dev/null 2>&1; then echo docker compose; else echo docker-compose; fi)
+
+docker-images: setup ## get the images of envoy/docker/compose.yaml; builds stand-ins where none can be pulled
+	@scripts/docker-images
+
+docker-demo: wasm docker-images ## two Envoys, Redis and an origin in containers: a story, metrics, and all removed again
+	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --example docker -- --demo
+
+docker-serve: wasm docker-images ## leave these containers running, and print curl lines to try; Ctrl-C removes them
+	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --example docker -- --serve
+
+docker-test: wasm docker-images ## … through a killed Redis, a network cut, a rolling restart: no key runs twice
+	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --example docker
 
 clean: ## remove what was built; .tools/ stays
 	@cargo clean
