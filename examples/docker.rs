@@ -83,30 +83,49 @@ async fn main() -> ExitCode {
         }
     });
     let stop = story.abort_handle();
-    let ended = tokio::select! {
-        // A panic has said what it was about.
-        story = story => story.is_ok(),
-        () = interrupted() => serves,
-        () = sleep(LONGEST), if !serves => {
-            println!("This takes longer than {} s: given up.", LONGEST.as_secs());
-            false
-        }
+    let end = tokio::select! {
+        story = story => if story.is_ok() { End::Told } else { End::BrokeOff },
+        () = interrupted() => End::Interrupted,
+        () = sleep(LONGEST), if !serves => End::TookTooLong,
     };
     stop.abort();
     let failures = FAILURES.load(Ordering::SeqCst);
-    let succeeded = ended && failures == 0;
-    if !succeeded {
+    let verdict = match end {
+        End::Told if failures == 0 => Ok("All as it should be"),
+        End::Interrupted if serves => Ok("Ended"),
+        End::Told => Err(format!("{failures} sentences end in NOT AS IT SHOULD BE")),
+        End::BrokeOff => Err("it could not go on".to_owned()),
+        End::TookTooLong => Err(format!("it takes longer than {} s", LONGEST.as_secs())),
+        End::Interrupted => Err("it was interrupted".to_owned()),
+    };
+    if verdict.is_err() && end != End::Interrupted {
         println!("\nWhat the containers wrote:\n{}", compose.log().await);
     }
-    compose.down().await;
-    let seconds = begun.elapsed().as_secs();
-    if succeeded {
-        println!("\nAll as it should be; everything removed again after {seconds} s.");
-        ExitCode::SUCCESS
-    } else {
-        println!("\nFAILED after {seconds} s: {failures} sentences end in NOT AS IT SHOULD BE.");
-        ExitCode::FAILURE
+    let removed = compose.down().await;
+    if let Err(why) = &removed {
+        println!("\nSomething is left of project {}: {why}", compose.project());
     }
+    let seconds = begun.elapsed().as_secs();
+    match verdict {
+        Ok(how) if removed.is_ok() => {
+            println!("\n{how}; everything removed again after {seconds} s.");
+            return ExitCode::SUCCESS;
+        }
+        Ok(_) => {}
+        Err(why) => println!("\nFAILED after {seconds} s: {why}."),
+    }
+    ExitCode::FAILURE
+}
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// To the last sentence, whether or not all came true.
+    Told,
+    /// By a panic, which has said why.
+    BrokeOff,
+    Interrupted,
+    TookTooLong,
 }
 
 /// A signal that is not awaited would end this process before its containers.

