@@ -83,10 +83,15 @@ impl Fleet {
 
     /// A payment under this key.
     pub(super) fn payment(&self, envoy: usize, key: &str) -> Request {
+        self.payment_of(100, envoy, key)
+    }
+
+    /// … and of another amount: another request.
+    pub(super) fn payment_of(&self, amount: u32, envoy: usize, key: &str) -> Request {
         Request::new(self.envoys[envoy].front(), "POST", "/v1/payments")
             .caller("Bearer alice")
             .key(key)
-            .json(r#"{"amount":100}"#)
+            .json(&format!("{{\"amount\":{amount}}}"))
     }
 
     /// The time until this Envoy runs new keys, on several connections at once.
