@@ -18,7 +18,11 @@ export IDEMPOTENCY_IMAGE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/oci
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm trap image release test lint fmt e2e manifests demo serve bench soak clean setup schema tool help: ## print this list @awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf " make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST) docker-images docker-demo docker-serve docker-test %-13s
+.PHONY: help build wasm trap tool schema image release test lint fmt e2e manifests demo serve bench soak \
+        docker-images docker-demo docker-serve docker-test clean setup
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## get the wasm32 target and an Envoy (under .tools/; ENVOY_BIN=… takes yours); quiet if there
 	@scripts/setup
