@@ -187,6 +187,8 @@ fn check_reads_yaml_and_the_manifests_of_control_planes() {
 
 #[test]
 fn every_file_that_the_project_shows_passes_or_holds_no_configuration() {
+    /// What is neither Envoy's nor a control plane's.
+    const OTHERS: [&str; 2] = ["dashboards/alerts.yaml", "docker/compose.yaml"];
     let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/envoy"))];
     let mut passed = 0;
     while let Some(folder) = folders.pop() {
@@ -194,6 +196,8 @@ fn every_file_that_the_project_shows_passes_or_holds_no_configuration() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
+            } else if OTHERS.iter().any(|other| path.ends_with(other)) {
+                continue;
             } else if path.extension().is_some_and(|extension| extension == "yaml") {
                 let ran = run(&["check", path.to_str().unwrap(), "--assume-env"], "");
                 let none = ran.err.contains("holds no plugin");
