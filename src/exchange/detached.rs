@@ -247,7 +247,7 @@ fn for_client(context: &Context, source: Source, headers: &Headers, body: Vec<u8
         b"connection",
         b"keep-alive",
         b"proxy-connection",
-        b"idempotency-control",
+        header::CONTROL.as_bytes(),
     ];
     let passes = |name: &[u8]| !name.starts_with(b":") && !OWN.contains(&name);
     let headers = headers.iter().filter(|(name, _)| passes(name)).cloned().collect();
