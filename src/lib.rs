@@ -13,8 +13,9 @@
 //! | [`store`] | commands, replies, errors; the table in Envoy's shared data; Redis; the two as tiers | `time`, `key`, `record` |
 //! | [`reply`] | local answers: one mapping to HTTP | – |
 //! | [`telemetry`] | every metric, header and log word, once; how many lines of the log | `time` |
-//! | [`config`] | JSON → validated rules | all above, except `telemetry` |
-//! | [`exchange`] | the machine of one request, without IO | all above |
+//! | [`schedule`] | who is dealt with next in a worker, and how many in one callback | `time`, `key` |
+//! | [`config`] | JSON → validated rules | all above, except `telemetry` and `schedule` |
+//! | [`exchange`] | the machine of one request, without IO | all above, except `schedule` |
 //! | `host` | proxy-wasm callbacks → inputs; orders → hostcalls. Decides nothing. wasm32 only | all |
 //! | `bin` | the operator's tool `idempotency`, a crate of its own. Native only | – |
 //!
@@ -30,6 +31,7 @@ mod host;
 pub mod key;
 pub mod record;
 pub mod reply;
+pub mod schedule;
 pub mod store;
 pub mod telemetry;
 pub mod time;

@@ -26,7 +26,7 @@ struct Room {
 const OUTSIDE: [&str; 5] =
     ["proxy_wasm", "getrandom", "Instant::now", "SystemTime::now", "std::env"];
 
-const ROOMS: [Room; 10] = [
+const ROOMS: [Room; 11] = [
     Room { name: "time", may_import: &[], must_not_say: &["serde_json"] },
     Room { name: "key", may_import: &["time"], must_not_say: &["serde_path_to_error"] },
     // A record is bytes with a meaning; what HTTP or JSON make of it is somebody else's.
@@ -34,6 +34,7 @@ const ROOMS: [Room; 10] = [
     Room { name: "store", may_import: &["time", "key", "record"], must_not_say: &["serde_json"] },
     Room { name: "reply", may_import: &[], must_not_say: &[] },
     Room { name: "telemetry", may_import: &["time"], must_not_say: &[] },
+    Room { name: "schedule", may_import: &["time", "key"], must_not_say: &[] },
     Room {
         name: "config",
         may_import: &["time", "key", "record", "store", "reply"],
@@ -47,7 +48,17 @@ const ROOMS: [Room; 10] = [
     },
     Room {
         name: "host",
-        may_import: &["time", "key", "record", "store", "reply", "telemetry", "config", "exchange"],
+        may_import: &[
+            "time",
+            "key",
+            "record",
+            "store",
+            "reply",
+            "telemetry",
+            "schedule",
+            "config",
+            "exchange",
+        ],
         must_not_say: &[],
     },
     // The operator's tool is a crate of its own and sees of the others what is public.

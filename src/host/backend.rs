@@ -1,9 +1,9 @@
 //! The store as a worker has it: a table in shared data alone, or in front of Redis.
 
 use super::lines::Lines;
-use super::parked::Parked;
 use super::store::{EnvoySharedData, micros};
 use crate::exchange::Question;
+use crate::store::coalesced::Groups;
 use crate::store::redis::{Client, Event, Ticket};
 use crate::store::shared_data::{Executed, MemoryStore, Tally};
 use crate::store::tiers::{Begun, Tiers};
@@ -25,9 +25,8 @@ pub(super) struct Redis {
     pub(super) tiers: Tiers<EnvoySharedData>,
     pub(super) client: Client,
     pub(super) lines: Lines,
-    pub(super) parked: Parked,
-    /// How long a command may take.
-    pub(super) timeout: Duration,
+    /// Questions that wait for the answer to the same question.
+    pub(super) groups: Groups<Asker>,
     /// Whose question each command is, and since when.
     asked: HashMap<Ticket, (Asker, Micros)>,
     tickets: u64,
@@ -85,7 +84,7 @@ impl Backend {
         match self {
             Self::Memory(_) => None,
             Self::Redis(redis) => {
-                redis.client.alarm().into_iter().chain(redis.parked.alarm()).min()
+                redis.client.alarm().into_iter().chain(redis.groups.alarm()).min()
             }
         }
     }
@@ -105,16 +104,21 @@ impl Redis {
         lines: Lines,
         timeout: Duration,
     ) -> Self {
-        let (parked, asked) = (Parked::default(), HashMap::new());
-        Self { tiers, client, lines, parked, timeout, asked, tickets: 0 }
+        let (groups, asked) = (Groups::new(timeout), HashMap::new());
+        Self { tiers, client, lines, groups, asked, tickets: 0 }
     }
 
-    /// Sends a command to Redis; what comes of it is an event.
-    pub(super) fn send(&mut self, asker: Asker, command: Command, now: Timestamp) -> Vec<Event> {
+    /// Sends a command to Redis; what comes of it is an event with this number.
+    pub(super) fn send(
+        &mut self,
+        asker: Asker,
+        command: Command,
+        now: Timestamp,
+    ) -> (Ticket, Vec<Event>) {
         self.tickets = self.tickets.wrapping_add(1);
         let ticket = Ticket(self.tickets);
         self.asked.insert(ticket, (asker, micros()));
-        self.client.ask(ticket, command, now)
+        (ticket, self.client.ask(ticket, command, now))
     }
 
     /// Whose command this was, and how long ago.

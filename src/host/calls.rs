@@ -3,9 +3,10 @@
 use super::backend::Asker;
 use super::{abi, journal};
 use crate::exchange::Fetched;
+use crate::schedule::Budget;
 use crate::store::redis::Ticket;
 use crate::telemetry::Incident;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 /// Who wants to know what comes of a call.
@@ -31,19 +32,24 @@ pub(super) struct Wanted {
 /// The calls of one worker.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    wanted: Vec<Wanted>,
+    wanted: VecDeque<Wanted>,
     under_way: HashMap<u32, Caller>,
 }
 
 impl Calls {
     pub(super) fn want(&mut self, wanted: Wanted) {
-        self.wanted.push(wanted);
+        self.wanted.push_back(wanted);
     }
 
-    /// Makes the calls. Those that Envoy will not make are given back.
-    pub(super) fn as_root(&mut self) -> Vec<Caller> {
+    /// Makes calls, as many as the budget allows: one that fails at once comes back nested, as an answer
+    /// does. Those that Envoy will not make are given back.
+    pub(super) fn as_root(&mut self, budget: &mut Budget) -> Vec<Caller> {
         let mut refused = Vec::new();
-        for Wanted { caller, cluster, headers, body, timeout } in std::mem::take(&mut self.wanted) {
+        while !budget.is_spent()
+            && let Some(wanted) = self.wanted.pop_front()
+        {
+            budget.spend();
+            let Wanted { caller, cluster, headers, body, timeout } = wanted;
             match call(&cluster, &headers, &body, timeout) {
                 Ok(token) => {
                     self.under_way.insert(token, caller);
@@ -56,6 +62,11 @@ impl Calls {
             }
         }
         refused
+    }
+
+    /// Calls are still to be made.
+    pub(super) fn are_wanted(&self) -> bool {
+        !self.wanted.is_empty()
     }
 
     /// The call is over: whose it was.

@@ -1,19 +1,17 @@
 //! Envoy's callbacks become inputs, and orders become host calls. Decides nothing.
 
 mod abi;
-mod alarms;
 mod backend;
 mod bridge;
 mod calls;
 mod journal;
 mod lines;
 mod metrics;
-mod parked;
+mod queues;
 mod store;
 mod tokens;
 #[cfg(feature = "deliberate-trap")]
 mod trap;
-mod waiters;
 mod worker;
 
 use crate::config::{Config, Redis, StoreConfig, Table};

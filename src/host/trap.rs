@@ -14,3 +14,9 @@ pub(super) fn spring(direction: Direction) {
         std::process::abort();
     }
 }
+
+/// Streams that one callback deals with, if the environment says how many: to measure how deep the stack of a
+/// VM is, and to see the tests of crowds fail.
+pub(super) fn batch() -> Option<u32> {
+    std::env::var("DELIBERATE_BATCH").ok()?.parse().ok()
+}

@@ -3,30 +3,35 @@
 mod errands;
 
 use super::abi::{self, Direction};
-use super::alarms::Alarms;
 use super::backend::{Asker, Backend};
 use super::calls::{Caller, Calls, Wanted};
 use super::journal;
 use super::metrics::Metrics;
+use super::queues::Queues;
 use super::store::now;
 use super::tokens::Tokens;
-use super::waiters::Waiters;
 use crate::config::Config;
-use crate::exchange::{Exchange, Fetched, Flow, Input, Order, Outgoing};
-use crate::key::{Attributes, Key};
+use crate::exchange::{Exchange, Flow, Input, Order, Outgoing, Question};
+use crate::key::Attributes;
 use crate::record::Token;
 use crate::reply::{Code, LocalReply, Problem};
+use crate::schedule::{BATCH, Budget, Timers, Waiters};
 use crate::store::shared_data::INSERT;
 use crate::store::{Reply, StoreError};
 use crate::telemetry::{FILTER_STATE, Incident};
 use crate::time::Timestamp;
-use std::collections::{HashMap, HashSet, VecDeque};
+use errands::Fact;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Tick while something waits for its time: a requeued request, a waiter at its end, a body that may
 /// be blocked. It is the granularity of `requeue.delay`, and short against the 100 ms a person notices.
 const SHORT_TICK: Duration = Duration::from_millis(20);
+
+/// Tick while facts wait for another callback. Envoy takes in new requests before each tick, so those do not
+/// wait behind a crowd; a message to the worker's own queue would come before them.
+const NEXT_TICK: Duration = Duration::from_millis(1);
 
 /// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is
 /// due three times in it.
@@ -39,20 +44,19 @@ pub(super) struct Worker {
     store: Backend,
     tokens: Tokens,
     metrics: Metrics,
-    waiters: Waiters,
+    queues: Queues,
     streams: HashMap<u32, Stream>,
-    /// Answers of the store that their streams have not been fed yet.
-    settled: VecDeque<(Asker, Result<Reply, StoreError>)>,
-    /// Answers of origins to this worker's own requests, likewise.
-    fetched: VecDeque<(Asker, Fetched)>,
+    /// What has come and was not dealt with yet.
+    facts: VecDeque<Fact>,
+    waiters: Waiters,
+    timers: Timers,
+    /// What this callback may still do for streams that are not its own.
+    budget: Budget,
     calls: Calls,
     /// What this process knows its own requests by.
     nonce: Rc<str>,
-    /// Keys whose claim has ended elsewhere.
-    ended: VecDeque<Key>,
-    alarms: Alarms,
     /// Streams whose body may be kept back, with the bytes that Envoy had received at the headers.
-    probes: HashMap<u32, Vec<u8>>,
+    probes: VecDeque<(u32, Vec<u8>)>,
     /// A body came while its headers were held: `allow_on_headers_stop_iteration` is on.
     bodies_come: bool,
     tick: Duration,
@@ -75,6 +79,9 @@ struct Stream {
     alive: bool,
 }
 
+/// What the store has said to a question of the stream that is being fed.
+type Answered = (Question, Result<Reply, StoreError>);
+
 /// Envoy's attributes of the effective context.
 pub(super) struct EnvoyAttributes;
 
@@ -91,22 +98,22 @@ impl Worker {
         metrics: Metrics,
         mut tokens: Tokens,
     ) -> Self {
-        let waiters = Waiters::new(store.prefix(), &tokens.next().0);
+        let queues = Queues::new(store.prefix(), &tokens.next().0);
         let nonce = nonce(store.prefix(), tokens.next());
         Self {
             config,
             store,
             tokens,
             metrics,
-            waiters,
+            queues,
             streams: HashMap::new(),
-            settled: VecDeque::new(),
-            fetched: VecDeque::new(),
+            facts: VecDeque::new(),
+            waiters: Waiters::default(),
+            timers: Timers::default(),
+            budget: Budget::new(batch()),
             calls: Calls::default(),
             nonce,
-            ended: VecDeque::new(),
-            alarms: Alarms::default(),
-            probes: HashMap::new(),
+            probes: VecDeque::new(),
             bodies_come: false,
             tick: Duration::ZERO,
             ending: false,
@@ -180,8 +187,11 @@ impl Worker {
         end_of_stream: bool,
     ) -> Flow {
         let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
-        if direction == Direction::Request && self.probes.remove(&id).is_some() {
+        let probed = |(probed, _): &(u32, Vec<u8>)| *probed == id;
+        if direction == Direction::Request && !self.bodies_come && self.probes.iter().any(probed) {
+            // What holds for one stream holds for all.
             self.bodies_come = true;
+            self.probes.clear();
         }
         // What was held before is still in the buffer; what was let through is not.
         let start = if stream.held == Some(direction) { stream.consumed.min(size) } else { 0 };
@@ -229,7 +239,6 @@ impl Worker {
     }
 
     pub(super) fn ended(&mut self, id: u32) {
-        self.probes.remove(&id);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.held = None;
             stream.alive = false;
@@ -240,19 +249,20 @@ impl Worker {
     }
 
     pub(super) fn queue_ready(&mut self, queue: u32) {
+        self.budget.renew();
+        self.queues.is_called_back();
         self.as_root();
-        for key in self.waiters.ended(queue) {
+        for key in self.queues.take(queue) {
             if let Some(redis) = self.store.redis() {
-                let parked = redis.parked.of(key);
-                self.unpark(parked, false, now());
+                redis.groups.answered(key, false);
             }
-            self.ended.push_back(key);
+            self.waiters.wake(key);
         }
-        self.deliver();
+        self.work_off();
     }
 
-    /// Sends what the callback that ends now has written, and counts what it has changed. Its context is
-    /// not the effective one then.
+    /// Sends what the callback that ends now has written, counts what it has changed, and sees to it that
+    /// what it has left is dealt with. Its context is not the effective one then.
     pub(super) fn flush(&mut self) {
         self.metrics.table(self.store.take_tally());
         if let Some(alarm) = journal::alarm() {
@@ -261,26 +271,25 @@ impl Worker {
         if let Some(redis) = self.store.redis() {
             redis.lines.flush();
         }
+        if self.has_more() {
+            self.hurry_to(NEXT_TICK);
+        }
     }
 
     pub(super) fn tick(&mut self) {
+        self.budget.renew();
         let now = now();
         self.as_root();
         if let Some(redis) = self.store.redis() {
             let events = redis.client.tick(now);
-            let parked = redis.parked.due(now);
-            self.perform(events);
-            self.unpark(parked, false, now);
+            self.absorb(events, now);
             self.as_root();
         }
-        self.deliver();
+        self.work_off();
+        self.look_for_blocked();
         journal::tell_missed(now);
-        self.waiters.keep_alive(now);
-        for id in self.alarms.due(now) {
-            self.come_back(id, Input::Tick);
-        }
-        for id in self.blocked() {
-            self.come_back(id, Input::BodyBlocked);
+        if !self.waiters.is_empty() {
+            self.queues.listen(now);
         }
         let quiet = self.calls.is_empty()
             && self.streams.is_empty()
@@ -333,14 +342,15 @@ impl Worker {
             return Flow::Continue;
         };
         let mut input = input;
+        let mut replies = VecDeque::new();
         let flow = loop {
             let step = exchange.handle(input, now);
             exchange = step.next;
-            self.carry_out(id, step.orders, now);
-            let Some((question, reply)) = self.settled_for(id) else { break step.flow };
+            replies.extend(self.carry_out(id, step.orders, now));
+            let Some((question, reply)) = replies.pop_front() else { break step.flow };
             input = Input::StoreReplied { question, reply };
         };
-        self.alarms.set(id, exchange.alarm());
+        self.timers.set(id, exchange.alarm());
         self.hurry(exchange.alarm(), now);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.exchange = Some(exchange);
@@ -355,26 +365,28 @@ impl Worker {
         };
         if self.streams.get(&id).is_some_and(over) {
             self.streams.remove(&id);
-            self.probes.remove(&id);
-            self.alarms.set(id, None);
+            self.timers.set(id, None);
         }
     }
 
-    fn carry_out(&mut self, id: u32, orders: Vec<Order>, now: Timestamp) {
+    /// Carries out orders, and says what is answered already.
+    fn carry_out(&mut self, id: u32, orders: Vec<Order>, now: Timestamp) -> Vec<Answered> {
+        let mut answered = Vec::new();
         for order in orders {
             match order {
                 Order::Ask(question, command) => {
-                    self.ask(Asker { stream: id, question }, command, now);
+                    let reply = self.ask(Asker { stream: id, question }, command, now);
+                    answered.extend(reply.map(|reply| (question, reply)));
                 }
                 Order::AskHere(question, command) => {
                     let executed = self.store.ask_here(&command, now);
-                    self.executed(Asker { stream: id, question }, &command, executed);
+                    answered.push((question, self.executed(&command, executed)));
                 }
                 Order::Send(question, outgoing) => {
                     let Outgoing { cluster, headers, body, timeout } = *outgoing;
                     let caller = Caller::Stream(Asker { stream: id, question });
                     self.calls.want(Wanted { caller, cluster, headers, body, timeout });
-                    self.waiters.call_back();
+                    self.queues.call_back();
                 }
                 Order::Answer(reply) => answer(&reply),
                 Order::SetRequestHeader(name, value) => {
@@ -395,18 +407,19 @@ impl Worker {
                 }
                 Order::Watch(key) => {
                     self.metrics.waiting(1);
-                    self.waiters.watch(key, id, now);
+                    self.queues.listen(now);
+                    self.waiters.join(key, id);
                     if let Some(redis) = self.store.redis() {
                         let events = redis.client.watch(key, now);
-                        self.perform(events);
+                        self.absorb(events, now);
                     }
                 }
                 Order::Unwatch(key) => {
                     self.metrics.waiting(-1);
-                    self.waiters.unwatch(key, id);
+                    self.waiters.leave(id);
                     if let Some(redis) = self.store.redis() {
                         let events = redis.client.unwatch(key, now);
-                        self.perform(events);
+                        self.absorb(events, now);
                     }
                 }
                 Order::Report(rule, report) => {
@@ -418,43 +431,67 @@ impl Worker {
                 Order::Log(incident, text) => journal::tell(incident, &text),
             }
         }
+        answered
     }
 
     /// Remembers to look whether the body of this request is kept back.
     fn probe(&mut self, id: u32, end_of_stream: bool) {
         let waits = |stream: &Stream| stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
         if !self.bodies_come && !end_of_stream && self.streams.get(&id).is_some_and(waits) {
-            self.probes.insert(id, received());
-            self.set_tick(SHORT_TICK);
+            self.probes.push_back((id, received()));
+            self.hurry_to(SHORT_TICK);
         }
     }
 
-    /// Streams that have received more than their headers and were not given it.
-    fn blocked(&mut self) -> Vec<u32> {
-        let mut blocked = HashSet::new();
-        for (id, before) in &self.probes {
-            if abi::set_effective_context(*id).is_ok() && received() != *before {
-                blocked.insert(*id);
+    /// Refuses streams that have received more than their headers and were not given it. Each tick looks at
+    /// some of them, in turn.
+    fn look_for_blocked(&mut self) {
+        for _ in 0..self.probes.len().min(BATCH as usize) {
+            if self.budget.is_spent() {
+                return;
+            }
+            let Some((id, before)) = self.probes.pop_front() else { return };
+            if !self.streams.contains_key(&id) || abi::set_effective_context(id).is_err() {
+                continue;
+            }
+            if received() == before {
+                self.probes.push_back((id, before));
+            } else {
+                self.budget.spend();
+                self.come_back(id, Input::BodyBlocked);
             }
         }
-        self.probes.retain(|id, _| !blocked.contains(id));
-        blocked.into_iter().collect()
     }
 
     /// Sees to it that the tick comes in time for an alarm.
     fn hurry(&mut self, alarm: Option<Timestamp>, now: Timestamp) {
-        let Some(alarm) = alarm else { return };
-        let soon = is_soon(alarm, now);
-        if self.tick.is_zero() || (soon && self.tick != SHORT_TICK) {
-            self.set_tick(if soon { SHORT_TICK } else { LONG_TICK });
+        if let Some(alarm) = alarm {
+            self.hurry_to(if is_soon(alarm, now) { SHORT_TICK } else { LONG_TICK });
         }
     }
 
-    fn due_tick(&self, now: Timestamp) -> Duration {
-        let alarms = self.alarms.next().into_iter().chain(self.store.alarm());
-        let alarms = alarms.chain(journal::alarm());
-        let soon = alarms.min().is_some_and(|alarm| is_soon(alarm, now));
-        if soon || !self.probes.is_empty() { SHORT_TICK } else { LONG_TICK }
+    fn hurry_to(&mut self, tick: Duration) {
+        if self.tick.is_zero() || tick < self.tick {
+            self.set_tick(tick);
+        }
+    }
+
+    /// Facts wait for another callback, whatever the time.
+    fn has_more(&mut self) -> bool {
+        let answered = self.store.redis().is_some_and(|redis| redis.groups.has_answered());
+        !self.facts.is_empty() || self.waiters.has_woken() || answered
+    }
+
+    fn due_tick(&mut self, now: Timestamp) -> Duration {
+        let alarms = self.timers.next().into_iter().chain(self.store.alarm());
+        let alarm = alarms.chain(journal::alarm()).min();
+        if self.has_more() || self.calls.are_wanted() || alarm.is_some_and(|alarm| alarm <= now) {
+            NEXT_TICK
+        } else if !self.probes.is_empty() || alarm.is_some_and(|alarm| is_soon(alarm, now)) {
+            SHORT_TICK
+        } else {
+            LONG_TICK
+        }
     }
 
     fn set_tick(&mut self, tick: Duration) {
@@ -463,6 +500,15 @@ impl Worker {
             abi::set_tick_period(tick);
         }
     }
+}
+
+/// How many streams one callback deals with.
+fn batch() -> u32 {
+    #[cfg(feature = "deliberate-trap")]
+    if let Some(batch) = super::trap::batch() {
+        return batch;
+    }
+    BATCH
 }
 
 /// The number that this process knows its own requests by: of all workers, the first to come has chosen it.

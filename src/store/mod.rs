@@ -1,5 +1,6 @@
 //! What is asked of a store, what it says, and how it fails.
 
+pub mod coalesced;
 pub mod life;
 pub mod redis;
 pub mod shared_data;

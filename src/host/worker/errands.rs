@@ -1,22 +1,21 @@
 //! A worker's questions to the store and requests of its own: what is on its way, and who waits for it.
 
 use super::Worker;
-use crate::exchange::{Fetched, Headers, Input, Question};
+use crate::exchange::{Fetched, Headers, Input};
 use crate::host::abi;
 use crate::host::backend::Asker;
 use crate::host::calls::{self, Caller, Wanted};
 use crate::host::journal;
 use crate::host::lines::Did;
-use crate::host::parked::Waiting;
 use crate::host::store::now;
 use crate::key::Key;
-use crate::store::redis::{Call, Event, Line};
+use crate::store::coalesced::{Coalesced, Turn};
+use crate::store::redis::{Call, Event, Line, Ticket};
 use crate::store::shared_data::{Executed, INSERT};
 use crate::store::tiers::Begun;
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::Incident;
 use crate::time::Timestamp;
-use std::time::Duration;
 
 /// The status of a call that Envoy would not make, as if it had found no connection.
 const NO_CONNECTION: u16 = 503;
@@ -24,18 +23,41 @@ const NO_CONNECTION: u16 = 503;
 /// The status of a call that has got none.
 const NO_ANSWER: u16 = 0;
 
-/// When a question that waits for another looks by itself, should the word get lost: a fraction of the
-/// shortest time a person notices.
-const LOST_WORD: Duration = Duration::from_millis(50);
+/// Something that has come, and that was not dealt with yet.
+#[derive(Debug)]
+pub(super) enum Fact {
+    /// Redis has replied to a command, or has failed.
+    RedisReplied(Ticket, Command, Result<Reply, StoreError>),
+    /// A request of the worker's own has its answer.
+    Fetched(Asker, Fetched),
+    /// The claim on this key has ended in another Envoy, or may have.
+    EndedElsewhere(Key),
+}
+
+/// Where facts for streams come from. A callback takes one of each in turn, so that no source waits for
+/// another to run dry.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Facts,
+    Waiters,
+    Timers,
+    Groups,
+}
+
+impl Source {
+    const ALL: [Self; 4] = [Self::Facts, Self::Waiters, Self::Timers, Self::Groups];
+}
 
 impl Worker {
     /// A message of a stream to Redis.
     pub(in crate::host) fn grpc_message(&mut self, token: u32, size: usize) {
+        self.budget.renew();
+        let now = now();
         let Some(redis) = self.store.redis() else { return };
         let Some(line) = redis.lines.line(token) else { return };
-        let events = redis.client.received(line, &abi::grpc_message(size), now());
-        self.perform(events);
-        self.deliver();
+        let events = redis.client.received(line, &abi::grpc_message(size), now);
+        self.absorb(events, now);
+        self.work_off();
     }
 
     /// A stream to Redis has ended.
@@ -44,95 +66,209 @@ impl Worker {
         let Some(line) = redis.lines.forget(token) else { return };
         self.metrics.pipe(-1);
         self.line_closed(line);
-        self.deliver();
+        self.work_off();
     }
 
     /// An HTTP call has its response.
     pub(in crate::host) fn call_answered(&mut self, token: u32, headers: usize, size: usize) {
         let Some(caller) = self.calls.over(token) else { return };
         self.call_is_over(caller, calls::fetched(headers, size));
-        self.as_root();
-        self.deliver();
+        self.work_off();
     }
 
-    pub(super) fn ask(&mut self, asker: Asker, command: Command, now: Timestamp) {
-        self.begin(asker, command, now, now);
+    /// Deals with facts, as far as the callback's share goes.
+    pub(super) fn work_off(&mut self) {
+        let mut idle = false;
+        while !idle {
+            idle = true;
+            for source in Source::ALL {
+                if self.budget.is_spent() {
+                    return;
+                }
+                if self.deal_with_one(source, now()) {
+                    self.budget.spend();
+                    idle = false;
+                }
+            }
+        }
     }
 
-    /// Begins with a question that is asked since then.
-    fn begin(&mut self, asker: Asker, command: Command, since: Timestamp, now: Timestamp) {
-        let executed = match self.store.begin(&command, now) {
-            Ok(Begun::Answered(executed)) => Ok(executed),
-            Err(error) => Err(error),
-            Ok(Begun::Undecided(_)) if self.waiters.listen(now) => {
-                // The answer may have come before anybody knew that this worker listens.
-                return self.begin(asker, command, since, now);
+    /// Whether the source had any.
+    fn deal_with_one(&mut self, source: Source, now: Timestamp) -> bool {
+        match source {
+            Source::Facts => {
+                let Some(fact) = self.facts.pop_front() else { return false };
+                self.deal_with(fact, now);
             }
-            Ok(Begun::Undecided(until)) => {
-                if let Some(redis) = self.store.redis() {
-                    redis.parked.park(asker, command, since, until.min(now.after(LOST_WORD)));
-                }
-                return self.hurry(self.store.alarm(), now);
+            Source::Waiters => {
+                let Some(id) = self.waiters.take_woken() else { return false };
+                self.come_back(id, Input::Woken);
             }
-            Ok(Begun::AskShared) => {
-                if let Some(redis) = self.store.redis() {
-                    let events = redis.send(asker, command, now);
-                    self.perform(events);
+            Source::Timers => {
+                let Some(id) = self.timers.take_due(now) else { return false };
+                self.come_back(id, Input::Tick);
+            }
+            Source::Groups => {
+                let turn = self.store.redis().and_then(|redis| redis.groups.take_turn(now));
+                let Some(turn) = turn else { return false };
+                self.take_turn(turn, now);
+            }
+        }
+        true
+    }
+
+    fn deal_with(&mut self, fact: Fact, now: Timestamp) {
+        match fact {
+            Fact::RedisReplied(ticket, command, reply) => {
+                if let Some((asker, reply)) = self.conclude(ticket, &command, reply, now) {
+                    self.answered(asker, reply);
                 }
-                return;
+            }
+            Fact::Fetched(Asker { stream, question }, fetched) => {
+                self.come_back(stream, Input::OriginReplied { question, fetched });
+            }
+            Fact::EndedElsewhere(key) => {
+                if let Some(redis) = self.store.redis() {
+                    redis.tiers.ended(key, now);
+                    redis.groups.answered(key, false);
+                }
+                self.waiters.wake(key);
+            }
+        }
+    }
+
+    /// A question that has waited for another begins again, or fails as that one did.
+    fn take_turn(&mut self, turn: Turn<Asker>, now: Timestamp) {
+        let (asker, reply) = match turn {
+            Turn::Begin(question) => {
+                let asker = question.request;
+                let Some(reply) = self.begin(question, now) else { return };
+                (asker, reply)
+            }
+            Turn::Fail(Coalesced { request, command, .. }) => {
+                let error = StoreError::Unavailable("the same question got no answer");
+                (request, self.executed(&command, Err(error)))
             }
         };
-        self.executed(asker, &command, executed);
+        self.answered(asker, reply);
     }
 
-    /// Questions on this key begin again, or fail as the one that they waited for.
-    pub(super) fn unpark(&mut self, waiting: Vec<Waiting>, failed: bool, now: Timestamp) {
-        for Waiting { asker, command, since, .. } in waiting {
-            let late = self.store.redis().is_none_or(|redis| since.after(redis.timeout) <= now);
-            if failed || late {
-                let error = StoreError::Unavailable("the same question got no answer");
-                self.executed(asker, &command, Err(error));
-            } else {
-                self.begin(asker, command, since, now);
+    fn answered(&mut self, asker: Asker, reply: Result<Reply, StoreError>) {
+        let Asker { stream, question } = asker;
+        self.come_back(stream, Input::StoreReplied { question, reply });
+    }
+
+    /// Asks the store. What it can say at once is returned; else it is a fact, later.
+    pub(super) fn ask(
+        &mut self,
+        request: Asker,
+        command: Command,
+        now: Timestamp,
+    ) -> Option<Result<Reply, StoreError>> {
+        self.begin(Coalesced { request, command, since: now }, now)
+    }
+
+    fn begin(
+        &mut self,
+        question: Coalesced<Asker>,
+        now: Timestamp,
+    ) -> Option<Result<Reply, StoreError>> {
+        let key = question.command.key();
+        let mut begun = self.store.begin(&question.command, now);
+        if matches!(begun, Ok(Begun::Undecided(_))) && self.queues.listen(now) {
+            // The answer may have come before anybody knew that this worker listens.
+            begun = self.store.begin(&question.command, now);
+        }
+        let executed = match begun {
+            Ok(Begun::Answered(executed)) => Ok(executed),
+            Err(error) => Err(error),
+            Ok(Begun::Undecided(until)) => {
+                if let Some(redis) = self.store.redis() {
+                    redis.groups.park(question, until, now);
+                }
+                self.hurry(self.store.alarm(), now);
+                return None;
             }
+            Ok(Begun::AskShared) => {
+                return self.send(question.request, question.command, now);
+            }
+        };
+        if let Some(redis) = self.store.redis() {
+            redis.groups.answered(key, false);
+        }
+        Some(self.executed(&question.command, executed))
+    }
+
+    /// Sends a command to Redis. The reply is returned if there is one already: Redis cannot be asked.
+    fn send(
+        &mut self,
+        asker: Asker,
+        command: Command,
+        now: Timestamp,
+    ) -> Option<Result<Reply, StoreError>> {
+        let (ticket, mut events) = self.store.redis()?.send(asker, command, now);
+        let own =
+            |event: &mut Event| matches!(event, Event::Replied(other, ..) if *other == ticket);
+        let refused = events.extract_if(.., own).next();
+        self.absorb(events, now);
+        match refused {
+            Some(Event::Replied(ticket, command, reply)) => {
+                self.conclude(ticket, &command, reply, now).map(|(_, reply)| reply)
+            }
+            Some(_) | None => None,
         }
     }
 
     /// A command was carried out in this Envoy's memory.
     pub(super) fn executed(
         &mut self,
-        asker: Asker,
         command: &Command,
         executed: Result<Executed, StoreError>,
-    ) {
+    ) -> Result<Reply, StoreError> {
         let reply = executed.map(|executed| {
             self.changed(command.key(), executed.wake);
             executed.reply
         });
         self.metrics.operation(command, &reply);
-        self.settled.push_back((asker, reply));
+        reply
     }
 
     fn changed(&self, key: Key, wake: bool) {
         if wake {
-            self.waiters.broadcast(key);
+            self.queues.broadcast(key);
         }
     }
 
-    pub(super) fn settled_for(&mut self, id: u32) -> Option<(Question, Result<Reply, StoreError>)> {
-        let place = self.settled.iter().position(|(asker, _)| asker.stream == id)?;
-        self.settled.remove(place).map(|(asker, reply)| (asker.question, reply))
+    /// Takes Redis's reply to a command: whose question it was, and what it comes to.
+    fn conclude(
+        &mut self,
+        ticket: Ticket,
+        command: &Command,
+        reply: Result<Reply, StoreError>,
+        now: Timestamp,
+    ) -> Option<(Asker, Result<Reply, StoreError>)> {
+        let redis = self.store.redis()?;
+        let (asker, took) = redis.asker(ticket)?;
+        if reply.is_ok() {
+            // What fails is counted elsewhere: at once, or after the time-out, it says nothing of Redis.
+            self.metrics.store_took(took);
+        }
+        let concluded = redis.tiers.conclude(command, reply, now);
+        redis.groups.answered(command.key(), concluded.reply.is_err());
+        self.changed(command.key(), concluded.wake);
+        self.metrics.operation(command, &concluded.reply);
+        Some((asker, concluded.reply))
     }
 
-    /// Carries out what the way to Redis wants.
-    pub(super) fn perform(&mut self, events: Vec<Event>) {
-        let now = now();
+    /// Takes what the way to Redis wants. Bytes are written at once, in the order in which the client
+    /// expects their replies; what concerns streams is kept for [`Worker::work_off`].
+    pub(super) fn absorb(&mut self, events: Vec<Event>, now: Timestamp) {
         for event in events {
             let Some(redis) = self.store.redis() else { return };
             match event {
                 Event::Open(line) => {
                     redis.lines.want(line);
-                    self.waiters.call_back();
+                    self.queues.call_back();
                 }
                 Event::Call(ticket, Call { method, path, body, timeout }) => {
                     let cluster = redis.lines.cluster().to_owned();
@@ -146,7 +282,7 @@ impl Worker {
                     let headers = headers.map(bytes).into();
                     let caller = Caller::Store(ticket);
                     self.calls.want(Wanted { caller, cluster, headers, body, timeout });
-                    self.waiters.call_back();
+                    self.queues.call_back();
                 }
                 Event::Write(line, bytes) => redis.lines.write(line, bytes),
                 Event::Close(line) => {
@@ -154,27 +290,9 @@ impl Worker {
                     self.metrics.pipe(-1);
                 }
                 Event::Replied(ticket, command, reply) => {
-                    let Some((asker, took)) = redis.asker(ticket) else { continue };
-                    if reply.is_ok() {
-                        // What fails is counted elsewhere: at once, or after the time-out, it says
-                        // nothing of Redis.
-                        self.metrics.store_took(took);
-                    }
-                    let concluded = redis.tiers.conclude(&command, reply, now);
-                    let key = command.key();
-                    let parked = redis.parked.of(key);
-                    self.changed(key, concluded.wake);
-                    self.metrics.operation(&command, &concluded.reply);
-                    let failed = concluded.reply.is_err();
-                    self.settled.push_back((asker, concluded.reply));
-                    self.unpark(parked, failed, now);
+                    self.facts.push_back(Fact::RedisReplied(ticket, command, reply));
                 }
-                Event::Ended(key) => {
-                    redis.tiers.ended(key, now);
-                    self.ended.push_back(key);
-                    let parked = redis.parked.of(key);
-                    self.unpark(parked, false, now);
-                }
+                Event::Ended(key) => self.facts.push_back(Fact::EndedElsewhere(key)),
                 Event::Warn(text) => journal::tell(Incident::Redis, &text),
                 Event::WarnOnce(text) => {
                     let said = format!("{}/said/{text}", redis.tiers.prefix());
@@ -190,7 +308,7 @@ impl Worker {
 
     /// What only a callback of the root's own may do.
     pub(super) fn as_root(&mut self) {
-        for caller in self.calls.as_root() {
+        for caller in self.calls.as_root(&mut self.budget) {
             self.call_is_over(caller, Fetched::NotSent);
         }
         let Some(redis) = self.store.redis() else { return };
@@ -199,8 +317,9 @@ impl Worker {
                 Did::Opened(line) => {
                     self.metrics.pipe(1);
                     let Some(redis) = self.store.redis() else { return };
-                    let events = redis.client.opened(line, now());
-                    self.perform(events);
+                    let now = now();
+                    let events = redis.client.opened(line, now);
+                    self.absorb(events, now);
                 }
                 Did::Failed(line) => self.line_closed(line),
             }
@@ -209,7 +328,7 @@ impl Worker {
 
     fn call_is_over(&mut self, caller: Caller, fetched: Fetched) {
         match caller {
-            Caller::Stream(asker) => self.fetched.push_back((asker, fetched)),
+            Caller::Stream(asker) => self.facts.push_back(Fact::Fetched(asker, fetched)),
             Caller::Store(ticket) => {
                 let Some(redis) = self.store.redis() else { return };
                 let (status, body) = match fetched {
@@ -217,31 +336,18 @@ impl Worker {
                     Fetched::Broken => (NO_ANSWER, Vec::new()),
                     Fetched::Answer { headers, body } => (status(&headers), body),
                 };
-                let events = redis.client.called(ticket, status, &body, now());
-                self.perform(events);
+                let now = now();
+                let events = redis.client.called(ticket, status, &body, now);
+                self.absorb(events, now);
             }
         }
     }
 
     fn line_closed(&mut self, line: Line) {
         let Some(redis) = self.store.redis() else { return };
-        let events = redis.client.closed(line, now());
-        self.perform(events);
-    }
-
-    /// Feeds the streams what has come for them.
-    pub(super) fn deliver(&mut self) {
-        while let Some((Asker { stream, question }, reply)) = self.settled.pop_front() {
-            self.come_back(stream, Input::StoreReplied { question, reply });
-        }
-        while let Some((Asker { stream, question }, fetched)) = self.fetched.pop_front() {
-            self.come_back(stream, Input::OriginReplied { question, fetched });
-        }
-        while let Some(key) = self.ended.pop_front() {
-            for id in self.waiters.of(key) {
-                self.come_back(id, Input::Woken);
-            }
-        }
+        let now = now();
+        let events = redis.client.closed(line, now);
+        self.absorb(events, now);
     }
 }
 

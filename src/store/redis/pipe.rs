@@ -39,6 +39,9 @@ pub(super) struct Pipe {
     /// In the order of their replies. Those that were sent come first; with an open pipe, all were.
     waiting: VecDeque<Waiting>,
     bytes: usize,
+    /// No command is late before: the earliest deadline when this was last looked at. All commands have the
+    /// same time, so one that is asked later is late later.
+    late_at: Option<Timestamp>,
     policy_known: bool,
     /// It was told already.
     login_refused: bool,
@@ -80,6 +83,7 @@ impl Pipe {
             greetings: VecDeque::new(),
             waiting: VecDeque::new(),
             bytes: 0,
+            late_at: None,
             policy_known: false,
             login_refused: false,
         }
@@ -105,6 +109,10 @@ impl Pipe {
             events.push(Event::Open(Line::Commands));
         }
         let deadline = now.after(self.settings.timeout);
+        if self.waiting.is_empty() {
+            self.late_at = None;
+        }
+        self.late_at.get_or_insert(deadline);
         let ever_sent = sent_at.is_some();
         let command = Some(command);
         self.waiting.push_back(Waiting { ticket, command, deadline, sent_at, ever_sent });
@@ -180,9 +188,7 @@ impl Pipe {
     }
 
     pub(super) fn alarm(&self) -> Option<Timestamp> {
-        // Not that of the first in line: one that was sent again as text stands behind younger ones.
-        let live = self.waiting.iter().filter(|waiting| waiting.command.is_some());
-        let late = live.map(|waiting| waiting.deadline).min();
+        let late = self.late_at.filter(|_| !self.waiting.is_empty());
         let retry = self.link.retry_at().filter(|_| !self.waiting.is_empty());
         late.into_iter().chain(self.silent_at()).chain(retry).min()
     }
@@ -289,6 +295,9 @@ impl Pipe {
     }
 
     fn fail_late(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+        if self.late_at.is_none_or(|late_at| now < late_at) {
+            return;
+        }
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.deadline <= now) {
             if let Some(command) = waiting.command.take() {
                 self.bytes = self.bytes.saturating_sub(size(&command));
@@ -298,6 +307,9 @@ impl Pipe {
         }
         // What was never sent has no reply to be dropped.
         self.waiting.retain(|waiting| waiting.command.is_some() || waiting.sent_at.is_some());
+        // Not that of the first in line: one that was sent again as text stands behind younger ones.
+        let live = self.waiting.iter().filter(|waiting| waiting.command.is_some());
+        self.late_at = live.map(|waiting| waiting.deadline).min();
     }
 
     fn reopen(&mut self, now: Timestamp, events: &mut Vec<Event>) {

@@ -1,6 +1,6 @@
-//! Who waits for a key in this worker, and how word gets to the other workers.
+//! How word of an ended claim gets to the other workers of this Envoy.
 //!
-//! Every worker that ever had a waiter owns a queue; the queues' numbers stand in shared data. Who
+//! Every worker that ever had somebody waiting owns a queue; the queues' numbers stand in shared data. Who
 //! ends a claim that somebody waits for puts the key into every queue, and Envoy wakes the workers. An
 //! empty message is a worker's to itself: it asks for a callback of the root context.
 
@@ -8,7 +8,6 @@ use super::{abi, journal};
 use crate::key::Key;
 use crate::telemetry::Incident;
 use crate::time::Timestamp;
-use std::collections::HashMap;
 use std::time::Duration;
 
 /// A queue whose worker has not shown itself for this long is forgotten: its worker is gone (its VM
@@ -23,82 +22,66 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// means that another worker has put itself in, which it does once in [`SIGN_OF_LIFE`].
 const TRIES: usize = 64;
 
-/// The requests of this worker that wait.
+/// Messages that one callback takes out of the queue. Envoy makes a callback for each message, so all are
+/// taken in the end; more than one at a time catches up after messages that came before the first callback.
+const MESSAGES: usize = 32;
+
+/// This worker's queue, and the list of all.
 #[derive(Debug)]
-pub(super) struct Waiters {
-    /// In the order they came.
-    by_key: HashMap<Key, Vec<u32>>,
-    queue_name: String,
-    queue: Option<u32>,
+pub(super) struct Queues {
+    name: String,
+    own: Option<u32>,
     list: String,
     shown_at: Option<Timestamp>,
+    /// A message to itself is on its way.
+    called_back: bool,
 }
 
 /// An entry of the list of queues: number and last sign of life, 4 and 8 bytes, big endian.
 type Entry = (u32, Timestamp);
 const ENTRY_BYTES: usize = 12;
 
-impl Waiters {
+impl Queues {
     /// `prefix` is that of the store; `unique` tells this worker from all others.
     pub(super) fn new(prefix: &str, unique: &[u8]) -> Self {
         let unique: String = unique.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
-            by_key: HashMap::new(),
-            queue_name: format!("{prefix}/queue/{unique}"),
-            queue: None,
+            name: format!("{prefix}/queue/{unique}"),
+            own: None,
             list: format!("{prefix}/queues"),
             shown_at: None,
+            called_back: false,
         }
-    }
-
-    /// From now on `stream` is among those that [`Waiters::of`] names.
-    pub(super) fn watch(&mut self, key: Key, stream: u32, now: Timestamp) {
-        self.listen(now);
-        self.by_key.entry(key).or_default().push(stream);
-    }
-
-    /// No longer.
-    pub(super) fn unwatch(&mut self, key: Key, stream: u32) {
-        if let Some(streams) = self.by_key.get_mut(&key) {
-            streams.retain(|waiting| *waiting != stream);
-            if streams.is_empty() {
-                self.by_key.remove(&key);
-            }
-        }
-    }
-
-    /// Who waits for this key, in the order they came.
-    pub(super) fn of(&self, key: Key) -> Vec<u32> {
-        self.by_key.get(&key).cloned().unwrap_or_default()
     }
 
     /// Has Envoy call this worker's root context back, as soon as it is out of what it does.
     pub(super) fn call_back(&mut self) {
+        if self.called_back {
+            return;
+        }
         // Without a queue, the next tick does it.
-        if let Some(queue) = self.own_queue() {
-            let _ = abi::enqueue(queue, &[]);
+        if let Some(queue) = self.own() {
+            self.called_back = abi::enqueue(queue, &[]).is_ok();
         }
     }
 
-    fn own_queue(&mut self) -> Option<u32> {
-        self.queue = self.queue.or_else(|| abi::register_queue(&self.queue_name).ok());
-        self.queue
+    /// The root context is called back.
+    pub(super) fn is_called_back(&mut self) {
+        self.called_back = false;
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
+    fn own(&mut self) -> Option<u32> {
+        self.own = self.own.or_else(|| abi::register_queue(&self.name).ok());
+        self.own
     }
 
-    /// Takes the messages out of this worker's queue: keys whose claim has ended.
-    pub(super) fn ended(&self, queue: u32) -> Vec<Key> {
-        let mut keys = Vec::new();
-        if self.queue != Some(queue) {
-            return keys;
+    /// Takes some messages out of this worker's queue: keys whose claim has ended.
+    pub(super) fn take(&mut self, queue: u32) -> Vec<Key> {
+        if self.own != Some(queue) {
+            return Vec::new();
         }
-        while let Some(message) = abi::dequeue(queue) {
-            keys.extend(message.try_into().map(Key));
-        }
-        keys
+        let messages = std::iter::from_fn(|| abi::dequeue(queue)).take(MESSAGES);
+        messages.filter_map(|message| message.try_into().ok().map(Key)).collect()
     }
 
     /// Tells every worker that the claim on `key` has ended.
@@ -110,19 +93,12 @@ impl Waiters {
         }
     }
 
-    /// Gives a sign of life, if one is due. Without waiters none is needed.
-    pub(super) fn keep_alive(&mut self, now: Timestamp) {
-        if !self.is_empty() {
-            self.listen(now);
-        }
-    }
-
     /// Puts this worker's queue into the list, unless it has been put there lately: whether it was put.
     pub(super) fn listen(&mut self, now: Timestamp) -> bool {
         if self.shown_at.is_some_and(|shown| now < shown.after(SIGN_OF_LIFE)) {
             return false;
         }
-        let Some(queue) = self.own_queue() else {
+        let Some(queue) = self.own() else {
             let said = "no shared queue to be had: waiters are woken by time alone";
             journal::tell(Incident::Host, &said);
             return false;
