@@ -1,6 +1,7 @@
 //! `make bench`: requests/s and latency of Envoy with and without the filter, side by side in one run.
 //!
-//! The load, the origin and Envoy share this machine's cores, so only the ratios mean something.
+//! The load, the origin and Envoy share this machine's cores, so only the ratios mean something. With the
+//! argument `crowd`: how long other requests take while a worker lets a crowd go.
 
 #![allow(
     clippy::disallowed_methods,
@@ -12,6 +13,8 @@
 #[path = "../tests/e2e/harness/mod.rs"]
 mod harness;
 
+#[path = "bench/crowd.rs"]
+mod crowd;
 #[path = "bench/nginx.rs"]
 mod nginx;
 
@@ -249,6 +252,9 @@ async fn measure(front: SocketAddr, case: Case, connections: usize) -> Figures {
 
 #[tokio::main]
 async fn main() {
+    if std::env::args().any(|argument| argument == "crowd") {
+        return crowd::run().await;
+    }
     let bench = Bench::start().await;
     println!(
         "{ROUNDS} rounds of {} s a line; each proxy with 2 workers; load, origin and Redis on the same cores\n",

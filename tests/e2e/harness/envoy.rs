@@ -50,6 +50,10 @@ pub struct Bootstrap {
     environment: Vec<(String, String)>,
     /// The listeners come from a file that can be replaced while Envoy runs.
     replaceable: bool,
+    /// Worker threads.
+    workers: u32,
+    /// Seconds that connections of replaced listeners still live.
+    drain_seconds: u32,
 }
 
 impl Bootstrap {
@@ -63,7 +67,14 @@ impl Bootstrap {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy").join(name);
         let text = std::fs::read_to_string(&path).unwrap();
         let file: Value = serde_norway::from_str(&text).unwrap();
-        let mut bootstrap = Self { file, environment: Vec::new(), replaceable: false };
+        let mut bootstrap = Self {
+            file,
+            environment: Vec::new(),
+            replaceable: false,
+            workers: 2,
+            // A test's Envoy that is told to end has nothing to drain.
+            drain_seconds: 1,
+        };
         bootstrap.file["admin"]["address"]["socket_address"]["port_value"] = json!(0);
         bootstrap.listener()["address"]["socket_address"]["port_value"] = json!(0);
         let module = module();
@@ -203,6 +214,20 @@ impl Bootstrap {
         self
     }
 
+    /// Starts Envoy with this many workers instead of two.
+    #[must_use]
+    pub fn workers(mut self, workers: u32) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Lets connections of replaced listeners live so many seconds instead of one.
+    #[must_use]
+    pub fn drain_seconds(mut self, seconds: u32) -> Self {
+        self.drain_seconds = seconds;
+        self
+    }
+
     /// The listeners as a resource of their own, out of this file.
     fn take_listeners(&mut self) -> String {
         let mut listeners = self.file["static_resources"]["listeners"].take();
@@ -257,7 +282,7 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts Envoy with two workers and waits until it is ready.
+    /// Starts Envoy and waits until it is ready.
     ///
     /// # Panics
     ///
@@ -296,11 +321,11 @@ impl Envoy {
         let admin_path = scratch.file("admin");
         let mut command = Command::new(file("ENVOY_BIN", ENVOY, "make setup"));
         command
-            .args(["--concurrency", "2", "--disable-hot-restart", "--log-level", "info"])
+            .args(["--concurrency", &bootstrap.workers.to_string()])
+            .args(["--disable-hot-restart", "--log-level", "info"])
             // They list what this Envoy was built with, several pages of it.
             .args(["--component-log-level", "main:warning,config:warning,upstream:warning"])
-            // A test's Envoy that is told to end has nothing to drain.
-            .args(["--drain-time-s", "1"])
+            .args(["--drain-time-s", &bootstrap.drain_seconds.to_string()])
             // Tests wait for lines of the access log; Envoy keeps them for ten seconds.
             .args(["--file-flush-interval-msec", "50"])
             .arg("--config-path")

@@ -22,6 +22,7 @@
 )]
 
 pub mod client;
+pub mod crowd;
 pub mod envoy;
 pub mod origin;
 pub mod place;

@@ -13,12 +13,15 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+
+/// Requests that a connection of HTTP/2 may carry at once. More than any test sends.
+const STREAMS: u32 = 100_000;
 
 /// Bytes in a piece of a streamed answer.
 pub const PIECE: usize = 1_000;
@@ -90,10 +93,20 @@ impl Origin {
                 let _ = stream.set_nodelay(true);
                 let state = served.clone();
                 tokio::spawn(async move {
-                    let service = service_fn(move |request| answer(state.clone(), request));
-                    let builder = auto::Builder::new(TokioExecutor::new());
+                    let answering = state.clone();
+                    let service = service_fn(move |request| answer(answering.clone(), request));
+                    let mut builder = auto::Builder::new(TokioExecutor::new());
+                    builder
+                        .http2()
+                        .max_concurrent_streams(STREAMS)
+                        // Requests that a test's Envoy gives up in one moment are no attack.
+                        .max_pending_accept_reset_streams(Some(STREAMS as usize));
+                    let connection = builder.serve_connection(TokioIo::new(stream), service);
                     // A connection that breaks is what some tests are about.
-                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                    tokio::select! {
+                        _ = connection => {}
+                        () = state.died() => {}
+                    }
                 });
             }
         });
@@ -115,6 +128,14 @@ impl Origin {
         self.state.released.lock().unwrap().insert(name.to_owned());
         self.state.release.notify_waiters();
     }
+
+    /// Closes its port and its connections, as a crash would. What it executed stays counted.
+    pub async fn die(&mut self) {
+        self.server.abort();
+        let _ = (&mut self.server).await;
+        self.state.dead.store(true, Ordering::SeqCst);
+        self.state.death.notify_waiters();
+    }
 }
 
 impl Drop for Origin {
@@ -130,6 +151,8 @@ struct State {
     seen: Mutex<Vec<Seen>>,
     released: Mutex<HashSet<String>>,
     release: Notify,
+    dead: AtomicBool,
+    death: Notify,
 }
 
 impl State {
@@ -153,16 +176,25 @@ impl State {
     }
 
     async fn released(&self, name: &str) {
-        loop {
-            let notified = self.release.notified();
-            tokio::pin!(notified);
-            // Before the look, so that a release between the look and the wait is not missed.
-            notified.as_mut().enable();
-            if self.released.lock().unwrap().contains(name) {
-                return;
-            }
-            notified.await;
+        until(&self.release, || self.released.lock().unwrap().contains(name)).await;
+    }
+
+    async fn died(&self) {
+        until(&self.death, || self.dead.load(Ordering::SeqCst)).await;
+    }
+}
+
+/// Waits until it is so; who makes it so notifies.
+async fn until(change: &Notify, is_so: impl Fn() -> bool) {
+    loop {
+        let notified = change.notified();
+        tokio::pin!(notified);
+        // Before the look, so that a change between the look and the wait is not missed.
+        notified.as_mut().enable();
+        if is_so() {
+            return;
         }
+        notified.await;
     }
 }
 
