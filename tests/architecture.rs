@@ -124,6 +124,8 @@ const IMPORTS: [(&str, &[&str]); 2] = [
         &[
             // Tokens.
             "random_get",
+            // The clock that never goes back.
+            "clock_time_get",
             // `secret_env`, and what Rust's start-up reads.
             "environ_get",
             "environ_sizes_get",

@@ -10,7 +10,7 @@
 use envoy_idempotency::key::Fingerprint;
 use envoy_idempotency::record::codec::{self, CodecError};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
-use envoy_idempotency::time::Timestamp;
+use envoy_idempotency::time::{Timestamp, WallTime};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -73,7 +73,7 @@ impl Golden {
             token: Token(bytes(&self.token).try_into().unwrap()),
             fingerprint: Fingerprint(bytes(&self.fingerprint).try_into().unwrap()),
             attempt: self.attempt,
-            first_seen: Timestamp::from_millis(self.first_seen_ms),
+            first_seen: WallTime::from_millis(self.first_seen_ms),
             state,
         }
     }
@@ -166,7 +166,7 @@ fn records() -> impl Strategy<Value = Record> {
             token: Token(token),
             fingerprint: Fingerprint(fingerprint),
             attempt,
-            first_seen: Timestamp::from_millis(first_seen),
+            first_seen: WallTime::from_millis(first_seen),
             state,
         },
     )

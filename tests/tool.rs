@@ -384,6 +384,7 @@ fn claim(store: &Store) {
         key: KEY,
         token: TOKEN,
         fingerprint: Fingerprint([7; 32]),
+        first_seen: envoy_idempotency::time::WallTime::default(),
         lease: Duration::from_secs(60),
         unknown_for: Duration::from_secs(60),
         watch: false,

@@ -5,7 +5,7 @@ use crate::key::Fingerprint;
 use crate::record::{Kept, Record, State};
 use crate::reply::{Code, LocalReply, Problem};
 use crate::telemetry::{Outcome, header};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 
 /// What a refused client is told to wait, in seconds: the shortest time `Retry-After` can say
 /// (RFC 9110 section 10.2.3), since most executions are over by then and the next refusal is cheap.
@@ -17,7 +17,7 @@ pub(super) enum Meeting {
     /// It can be answered now.
     Answer(Outcome, LocalReply),
     /// The first is running, at least until its lease ends; the rule says what then.
-    Ongoing { lease_until: Timestamp, first_seen: Timestamp },
+    Ongoing { lease_until: Timestamp, first_seen: WallTime },
 }
 
 /// Compares the fingerprint *before everything else*: a different request never learns what became
@@ -56,7 +56,7 @@ pub(super) fn meet(record: Record, fingerprint: Fingerprint, waited: bool) -> Me
 }
 
 /// Row 14, `reject`, and what the other answers come to in the end.
-pub(super) fn in_progress(first_seen: Timestamp, retry_after_seconds: u64) -> Problem {
+pub(super) fn in_progress(first_seen: WallTime, retry_after_seconds: u64) -> Problem {
     Problem {
         retry_after: Some(retry_after_seconds),
         ..problem(Code::InProgress, "the first request under this key is running", first_seen)
@@ -75,7 +75,7 @@ pub(super) fn store_unavailable(rule: &Rule) -> Problem {
     }
 }
 
-fn problem(code: Code, detail: &str, first_seen: Timestamp) -> Problem {
+fn problem(code: Code, detail: &str, first_seen: WallTime) -> Problem {
     Problem { first_seen: Some(first_seen.to_string()), ..Problem::new(code, detail) }
 }
 

@@ -16,7 +16,7 @@ use crate::key::{Attributes, Key};
 use crate::reply::LocalReply;
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::{Counter, Incident, Outcome, Report, header};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 use std::rc::Rc;
 
 /// Header names and values as Envoy gives them, pseudo-headers first, in order, duplicates kept.
@@ -182,9 +182,15 @@ impl Exchange {
     /// A request whose headers are about to come.
     ///
     /// `token` is 16 fresh random bytes: whoever guesses it can end the claim. `nonce` is what this process
-    /// knows its own requests by when they come back through `via`, and nobody else.
-    pub fn new(config: Rc<Config>, nonce: Rc<str>, token: crate::record::Token) -> Self {
-        Self { context: Context { config, nonce, token, asked: 0 }, state: State::Fresh }
+    /// knows its own requests by when they come back through `via`, and nobody else. `came_at` is told to
+    /// clients that send the request again.
+    pub fn new(
+        config: Rc<Config>,
+        nonce: Rc<str>,
+        token: crate::record::Token,
+        came_at: WallTime,
+    ) -> Self {
+        Self { context: Context { config, nonce, token, came_at, asked: 0 }, state: State::Fresh }
     }
 
     /// Takes a fact, consumes what was, and says what follows.
@@ -293,6 +299,7 @@ struct Context {
     config: Rc<Config>,
     nonce: Rc<str>,
     token: crate::record::Token,
+    came_at: WallTime,
     asked: u32,
 }
 

@@ -10,7 +10,7 @@ use crate::config::{OnStoreError, Ongoing, Rule};
 use crate::key::{Fingerprint, Key};
 use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::{Counter, Incident, Outcome, header};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ pub(super) struct Waiting {
     /// The first's lease is over then, and nobody would wake us.
     ask_at: Timestamp,
     until: Timestamp,
-    first_seen: Timestamp,
+    first_seen: WallTime,
 }
 
 /// The first is running; look again after the rule's delay.
@@ -112,6 +112,7 @@ fn ask_whom(
         key: pending.key,
         token: context.token,
         fingerprint: pending.fingerprint,
+        first_seen: context.came_at,
         lease: pending.rule.lease,
         unknown_for: pending.rule.unknown_ttl,
         watch: watching,
@@ -232,7 +233,7 @@ impl AwaitClaim {
         mut self,
         context: &mut Context,
         lease_until: Timestamp,
-        first_seen: Timestamp,
+        first_seen: WallTime,
         now: Timestamp,
     ) -> Then {
         let rule = self.pending.rule.clone();
@@ -280,7 +281,7 @@ impl AwaitClaim {
         }
     }
 
-    fn reject(self, context: &Context, first_seen: Timestamp) -> Then {
+    fn reject(self, context: &Context, first_seen: WallTime) -> Then {
         reject(context, &self.pending, first_seen).after(self.unwatch())
     }
 
@@ -333,7 +334,7 @@ fn would_have(ongoing: &Ongoing) -> Outcome {
     }
 }
 
-fn reject(context: &Context, pending: &Pending, first_seen: Timestamp) -> Then {
+fn reject(context: &Context, pending: &Pending, first_seen: WallTime) -> Then {
     let reply = decide::in_progress(first_seen, RETRY_AFTER_SECONDS).into_reply();
     context.answer(&pending.rule, Outcome::Rejected, reply)
 }

@@ -5,7 +5,7 @@
 //! its messages bare bytes on the way out, and bare bytes messages on the way back.
 
 use super::abi::{self, Direction, Failure};
-use super::journal;
+use super::logging;
 use crate::store::redis::framing::{Unframer, head};
 use crate::telemetry::Incident;
 use proxy_wasm::traits::{Context, HttpContext};
@@ -43,6 +43,6 @@ impl HttpContext for Bridge {
 fn told(result: Result<(), Failure>) {
     if let Err(failure) = result {
         let said = format_args!("Envoy would not let the bridge change a stream: {failure:?}");
-        journal::tell(Incident::Host, &said);
+        logging::log_incident(Incident::Host, &said);
     }
 }

@@ -1,7 +1,7 @@
-//! HTTP calls of the root context: to Webdis, and to origins for who executes detached.
+//! HTTP calls of the root context: commands to Webdis, and detached executions.
 
-use super::backend::Asker;
-use super::{abi, journal};
+use super::worker::StreamRequest;
+use super::{abi, logging};
 use crate::exchange::Fetched;
 use crate::schedule::Budget;
 use crate::store::redis::Ticket;
@@ -9,20 +9,20 @@ use crate::telemetry::Incident;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// Who wants to know what comes of a call.
+/// What a call is for.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Caller {
-    /// The way to Redis.
+pub(super) enum Purpose {
+    /// A command to Redis, by way of Webdis.
     Store(Ticket),
-    /// A stream.
-    Stream(Asker),
+    /// A stream's detached execution.
+    Stream(StreamRequest),
 }
 
 /// A call that was not made yet: only a callback of the root's own may, for the SDK hands what comes to
 /// whoever was active then, and drops it if that is gone.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    pub(super) caller: Caller,
+    pub(super) purpose: Purpose,
     pub(super) cluster: String,
     pub(super) headers: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) body: Vec<u8>,
@@ -33,7 +33,7 @@ pub(super) struct Wanted {
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     wanted: VecDeque<Wanted>,
-    under_way: HashMap<u32, Caller>,
+    under_way: HashMap<u32, Purpose>,
 }
 
 impl Calls {
@@ -43,21 +43,21 @@ impl Calls {
 
     /// Makes calls, as many as the budget allows: one that fails at once comes back nested, as an answer
     /// does. Those that Envoy will not make are given back.
-    pub(super) fn as_root(&mut self, budget: &mut Budget) -> Vec<Caller> {
+    pub(super) fn as_root(&mut self, budget: &mut Budget) -> Vec<Purpose> {
         let mut refused = Vec::new();
         while !budget.is_spent()
             && let Some(wanted) = self.wanted.pop_front()
         {
             budget.spend();
-            let Wanted { caller, cluster, headers, body, timeout } = wanted;
+            let Wanted { purpose, cluster, headers, body, timeout } = wanted;
             match call(&cluster, &headers, &body, timeout) {
                 Ok(token) => {
-                    self.under_way.insert(token, caller);
+                    self.under_way.insert(token, purpose);
                 }
                 Err(why) => {
                     let said = format_args!("Envoy would not call the cluster {cluster:?}: {why}");
-                    journal::tell(Incident::Host, &said);
-                    refused.push(caller);
+                    logging::log_incident(Incident::Host, &said);
+                    refused.push(purpose);
                 }
             }
         }
@@ -70,7 +70,7 @@ impl Calls {
     }
 
     /// The call is over: whose it was.
-    pub(super) fn over(&mut self, token: u32) -> Option<Caller> {
+    pub(super) fn over(&mut self, token: u32) -> Option<Purpose> {
         self.under_way.remove(&token)
     }
 

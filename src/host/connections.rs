@@ -1,12 +1,13 @@
 //! The connections to Redis, as Envoy has them: gRPC streams of the root context.
 
-use super::{abi, journal};
+use super::{abi, logging};
+use crate::config::StoreConfig;
 use crate::store::redis::Line;
 use crate::telemetry::Incident;
 
 /// The connections of one worker.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct Connections {
     root: u32,
     cluster: String,
     open: Vec<(Line, u32)>,
@@ -23,9 +24,19 @@ pub(super) enum Did {
     Failed(Line),
 }
 
-impl Lines {
-    pub(super) fn new(root: u32, cluster: String) -> Self {
+impl Connections {
+    /// Without Redis, there will be none.
+    pub(super) fn new(root: u32, store: &StoreConfig) -> Self {
+        let cluster = match store {
+            StoreConfig::Memory(_) => String::new(),
+            StoreConfig::Redis(redis) => redis.cluster.clone(),
+        };
         Self { root, cluster, open: Vec::new(), outgoing: Vec::new(), to_open: Vec::new() }
+    }
+
+    /// How many are open.
+    pub(super) fn count(&self) -> usize {
+        self.open.len()
     }
 
     /// The Envoy cluster that they lead to.
@@ -55,7 +66,7 @@ impl Lines {
                 }
                 Err(status) => {
                     let cluster = &self.cluster;
-                    journal::tell(
+                    logging::log_incident(
                         Incident::Host,
                         &format_args!(
                             "Envoy would not open a stream to the cluster {cluster:?}: {status:?}"
@@ -83,19 +94,21 @@ impl Lines {
                 let sent = self.effective().and_then(|()| abi::grpc_send(token, &bytes));
                 if let Err(failure) = sent {
                     let said = format_args!("Envoy would not send to Redis: {failure:?}");
-                    journal::tell(Incident::Host, &said);
+                    logging::log_incident(Incident::Host, &said);
                 }
             }
         }
     }
 
-    pub(super) fn close(&mut self, line: Line) {
+    /// Closes a connection; whether it was open.
+    pub(super) fn close(&mut self, line: Line) -> bool {
         self.outgoing.retain(|(other, _)| *other != line);
-        if let Some(token) = self.token(line) {
-            self.forget(token);
-            // A stream that is gone already is closed enough.
-            let _ = self.effective().and_then(|()| abi::grpc_cancel(token));
-        }
+        self.to_open.retain(|other| *other != line);
+        let Some(token) = self.token(line) else { return false };
+        self.forget(token);
+        // A stream that is gone already is closed enough.
+        let _ = self.effective().and_then(|()| abi::grpc_cancel(token));
+        true
     }
 
     /// Which connection this stream is; none if it was given up.

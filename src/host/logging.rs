@@ -12,28 +12,28 @@ thread_local! {
 }
 
 /// Writes a line, unless there were too many like it lately.
-pub(super) fn tell(incident: Incident, text: &dyn fmt::Display) {
+pub(super) fn log_incident(incident: Incident, text: &dyn fmt::Display) {
     if !log::log_enabled!(incident.level()) {
         return;
     }
     let now = now();
-    tell_missed(now);
+    log_missed(now);
     if LIMITER.with_borrow_mut(|limiter| limiter.admit(incident, now)) {
         write(incident, text);
     }
 }
 
-/// Tells of the lines that were not written, when their window is over.
-pub(super) fn tell_missed(now: Timestamp) {
+/// Writes how many lines were left out, when their window is over.
+pub(super) fn log_missed(now: Timestamp) {
     summarise(LIMITER.with_borrow_mut(|limiter| limiter.ended(now)));
 }
 
-/// Tells of the lines that were not written: nobody comes to do it later.
+/// Writes how many lines were left out: nobody comes to do it later.
 pub(super) fn end() {
     summarise(LIMITER.with_borrow_mut(Limiter::rest));
 }
 
-/// When [`tell_missed`] has something to tell.
+/// When [`log_missed`] has something to tell.
 pub(super) fn alarm() -> Option<Timestamp> {
     LIMITER.with_borrow(Limiter::alarm)
 }

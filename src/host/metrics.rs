@@ -3,10 +3,11 @@
 use super::abi::{self, MetricType};
 use crate::config::Config;
 use crate::store::shared_data::Tally;
-use crate::store::{Command, Reply, StoreError};
+use crate::store::{CommandKind, ReplyKind};
 use crate::telemetry::{Counter, Gauge, Operation, OperationResult, Report, STORE_SECONDS};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Envoy's numbers for our metrics. One that Envoy would not define is not counted.
 #[derive(Debug)]
@@ -89,19 +90,19 @@ impl Metrics {
     }
 
     /// A command to the store went like this.
-    pub(super) fn operation(&self, command: &Command, reply: &Result<Reply, StoreError>) {
+    pub(super) fn operation(&self, command: CommandKind, reply: ReplyKind) {
         let operation = match command {
-            Command::Claim { .. } => Operation::Claim,
-            Command::Extend { .. } => Operation::Extend,
-            Command::Complete { .. } => Operation::Complete,
-            Command::Release { .. } => Operation::Release,
-            Command::MarkUnknown { .. } => Operation::MarkUnknown,
+            CommandKind::Claim => Operation::Claim,
+            CommandKind::Extend => Operation::Extend,
+            CommandKind::Complete => Operation::Complete,
+            CommandKind::Release => Operation::Release,
+            CommandKind::MarkUnknown => Operation::MarkUnknown,
         };
         let result = match reply {
-            Ok(Reply::Claimed { .. } | Reply::Done) => OperationResult::Ok,
-            Ok(Reply::Exists(_)) => OperationResult::Exists,
-            Ok(Reply::NotOwner) => OperationResult::NotOwner,
-            Err(_) => OperationResult::Error,
+            ReplyKind::Ok => OperationResult::Ok,
+            ReplyKind::Exists => OperationResult::Exists,
+            ReplyKind::NotOwner => OperationResult::NotOwner,
+            ReplyKind::Error => OperationResult::Error,
         };
         add(self.operations.get(&(operation, result)).copied(), 1);
     }
@@ -112,10 +113,10 @@ impl Metrics {
     }
 
     /// Redis took so long to reply.
-    pub(super) fn store_took(&self, micros: u64) {
+    pub(super) fn store_took(&self, length: Duration) {
         if let Some(id) = self.store_micros {
             // As in `add`.
-            let _ = abi::record_metric(id, micros);
+            let _ = abi::record_metric(id, u64::try_from(length.as_micros()).unwrap_or(u64::MAX));
         }
     }
 

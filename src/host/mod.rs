@@ -1,11 +1,10 @@
 //! Envoy's callbacks become inputs, and orders become host calls. Decides nothing.
 
 mod abi;
-mod backend;
 mod bridge;
 mod calls;
-mod journal;
-mod lines;
+mod connections;
+mod logging;
 mod metrics;
 mod queues;
 mod store;
@@ -16,14 +15,14 @@ mod worker;
 
 use crate::config::{Config, Redis, StoreConfig, Table};
 use crate::exchange::Flow;
+use crate::store::front::Front;
 use crate::store::redis::Client;
 use crate::store::shared_data::{Capacity, MemoryStore};
 use crate::store::tiers::Tiers;
 use crate::telemetry::Incident;
 use abi::Direction;
-use backend::Backend;
 use bridge::Bridge;
-use lines::Lines;
+use connections::Connections;
 use metrics::Metrics;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType, LogLevel};
@@ -31,7 +30,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use store::EnvoySharedData;
 use tokens::Tokens;
-use worker::Worker;
+use worker::{Stores, Worker};
 
 /// The `root_id` under which Envoy finds the filter.
 const FILTER_ROOT_ID: &str = "idempotency";
@@ -82,40 +81,11 @@ impl Root {
             .map_err(|error| error.to_string())?;
         let plugin = abi::property(&["plugin_name"]).unwrap_or_default();
         let mut tokens = Tokens::default();
-        let store = self.store(&config, &String::from_utf8_lossy(&plugin), &mut tokens)?;
+        let stores = stores(&config, &String::from_utf8_lossy(&plugin), &mut tokens)?;
+        let connections = Connections::new(self.id, &config.store);
         let metrics = Metrics::define(&config);
-        let worker = Worker::new(Rc::new(config), store, metrics, tokens);
+        let worker = Worker::new(Rc::new(config), stores, connections, metrics, tokens);
         Ok(Role::Filter(Rc::new(RefCell::new(worker))))
-    }
-
-    fn store(&self, config: &Config, plugin: &str, tokens: &mut Tokens) -> Result<Backend, String> {
-        let open = |at: &str, name: &str, table: &Table| {
-            let Table { entries, budget_bytes } = *table;
-            let largest_answer = config.largest_answer();
-            let capacity = Capacity { entries, budget_bytes, largest_answer };
-            MemoryStore::open(EnvoySharedData, name, capacity)
-                .map_err(|error| format!("{at}: {error}"))
-        };
-        match &config.store {
-            StoreConfig::Memory(table) => Ok(Backend::Memory(open("store.memory", plugin, table)?)),
-            StoreConfig::Redis(redis) => {
-                let Redis { cluster, settings, transport, local, local_ttl } = redis;
-                // What is known of one Redis says nothing about another.
-                let name = format!("{plugin}/{cluster}/{}", settings.prefix);
-                let table = open("store.redis.local", &name, local)?;
-                let tiers = Tiers::new(table, *local_ttl, settings.timeout);
-                let [a, b, c, d, e, f, g, h, ..] = tokens.next().0;
-                let seed = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-                let client = Client::new(settings, *transport, seed);
-                let lines = Lines::new(self.id, cluster.clone());
-                Ok(Backend::Redis(Box::new(backend::Redis::new(
-                    tiers,
-                    client,
-                    lines,
-                    settings.timeout,
-                ))))
-            }
-        }
     }
 
     fn with(&self, act: impl FnOnce(&mut Worker)) {
@@ -127,8 +97,30 @@ impl Root {
                 worker.end_if_settled(self.id);
             }
             Err(_) => {
-                journal::tell(Incident::Unreachable, &"Envoy called back into a host call");
+                logging::log_incident(Incident::Unreachable, &"Envoy called back into a host call");
             }
+        }
+    }
+}
+
+/// The stores that the configuration names.
+fn stores(config: &Config, plugin: &str, tokens: &mut Tokens) -> Result<Stores, String> {
+    let open = |at: &str, name: &str, table: &Table| {
+        let Table { entries, budget_bytes } = *table;
+        let capacity = Capacity { entries, budget_bytes, largest_answer: config.largest_answer() };
+        MemoryStore::open(EnvoySharedData, name, capacity).map_err(|error| format!("{at}: {error}"))
+    };
+    match &config.store {
+        StoreConfig::Memory(table) => Ok(Front::memory(open("store.memory", plugin, table)?)),
+        StoreConfig::Redis(Redis { cluster, settings, transport, local, local_ttl }) => {
+            // What is known of one Redis says nothing about another.
+            let name = format!("{plugin}/{cluster}/{}", settings.prefix);
+            let table = open("store.redis.local", &name, local)?;
+            let tiers = Tiers::new(table, *local_ttl, settings.timeout);
+            let [a, b, c, d, e, f, g, h, ..] = tokens.next().0;
+            let seed = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+            let client = Client::new(settings, *transport, seed);
+            Ok(Front::redis(tiers, client, settings.timeout))
         }
     }
 }

@@ -1,10 +1,11 @@
 //! How word of an ended claim gets to the other workers of this Envoy.
 //!
 //! Every worker that ever had somebody waiting owns a queue; the queues' numbers stand in shared data. Who
-//! ends a claim that somebody waits for puts the key into every queue, and Envoy wakes the workers. An
-//! empty message is a worker's to itself: it asks for a callback of the root context.
+//! ends a claim that somebody waits for puts the key into every queue, and Envoy wakes the workers. So does
+//! who gets the answer to a question that others wait for. An empty message is a worker's to itself: it asks
+//! for a callback of the root context.
 
-use super::{abi, journal};
+use super::{abi, logging};
 use crate::key::Key;
 use crate::telemetry::Incident;
 use crate::time::Timestamp;
@@ -26,6 +27,10 @@ const TRIES: usize = 64;
 /// taken in the end; more than one at a time catches up after messages that came before the first callback.
 const MESSAGES: usize = 32;
 
+/// Messages that are freed when the worker leaves. Most have been taken by then; more would take longer than
+/// a callback should.
+const LEFT_BEHIND: usize = 4_096;
+
 /// This worker's queue, and the list of all.
 #[derive(Debug)]
 pub(super) struct Queues {
@@ -35,6 +40,35 @@ pub(super) struct Queues {
     shown_at: Option<Timestamp>,
     /// A message to itself is on its way.
     called_back: bool,
+}
+
+/// What a worker says to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    /// The claim on this key has ended.
+    Ended(Key),
+    /// A question on this key is answered.
+    Answered(Key),
+}
+
+impl Message {
+    /// The key, and a letter for the kind.
+    fn write(self) -> Vec<u8> {
+        let (Key(key), letter) = match self {
+            Self::Ended(key) => (key, b'e'),
+            Self::Answered(key) => (key, b'a'),
+        };
+        [&key[..], &[letter]].concat()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (key, letter) = bytes.split_first_chunk::<32>()?;
+        match letter {
+            b"e" => Some(Self::Ended(Key(*key))),
+            b"a" => Some(Self::Answered(Key(*key))),
+            _ => None,
+        }
+    }
 }
 
 /// An entry of the list of queues: number and last sign of life, 4 and 8 bytes, big endian.
@@ -75,22 +109,49 @@ impl Queues {
         self.own
     }
 
-    /// Takes some messages out of this worker's queue: keys whose claim has ended.
-    pub(super) fn take(&mut self, queue: u32) -> Vec<Key> {
+    /// Takes some messages out of this worker's queue.
+    pub(super) fn take(&mut self, queue: u32) -> Vec<Message> {
         if self.own != Some(queue) {
             return Vec::new();
         }
         let messages = std::iter::from_fn(|| abi::dequeue(queue)).take(MESSAGES);
-        messages.filter_map(|message| message.try_into().ok().map(Key)).collect()
+        messages.filter_map(|message| Message::read(&message)).collect()
     }
 
-    /// Tells every worker that the claim on `key` has ended.
-    pub(super) fn broadcast(&self, key: Key) {
+    /// Puts a message into the queue of every worker.
+    pub(super) fn broadcast(&self, message: Message, now: Timestamp) {
+        let message = message.write();
         let (list, _) = abi::shared_data(&self.list);
-        for (queue, _) in entries(&list.unwrap_or_default()) {
+        let list = list.unwrap_or_default();
+        for (queue, _) in entries(&list).filter(|(_, shown)| now < shown.after(SILENCE)) {
             // A queue that is gone had a worker that is gone.
-            let _ = abi::enqueue(queue, &key.0);
+            let _ = abi::enqueue(queue, &message);
         }
+    }
+
+    /// Takes this worker's queue out of the list and empties it: nobody will read it any more, and Envoy frees
+    /// its messages only with the last VM.
+    pub(super) fn leave(&mut self) {
+        let Some(queue) = self.own else { return };
+        for _ in 0..TRIES {
+            let (list, cas) = abi::shared_data(&self.list);
+            let Some(cas) = cas else { break };
+            let list = list.unwrap_or_default();
+            let others = entries(&list).filter(|(other, _)| *other != queue);
+            if abi::set_shared_data(&self.list, &written(others), cas).is_ok() {
+                break;
+            }
+        }
+        for _ in 0..LEFT_BEHIND {
+            if abi::dequeue(queue).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Takes the messages that have come since Envoy stopped saying so, some at a time.
+    pub(super) fn take_own(&mut self) -> Vec<Message> {
+        self.own.map(|queue| self.take(queue)).unwrap_or_default()
     }
 
     /// Puts this worker's queue into the list, unless it has been put there lately: whether it was put.
@@ -100,7 +161,7 @@ impl Queues {
         }
         let Some(queue) = self.own() else {
             let said = "no shared queue to be had: waiters are woken by time alone";
-            journal::tell(Incident::Host, &said);
+            logging::log_incident(Incident::Host, &said);
             return false;
         };
         for _ in 0..TRIES {
@@ -113,7 +174,7 @@ impl Queues {
             }
         }
         let said = "the list of queues is contended: waiters are woken by time for a while";
-        journal::tell(Incident::Host, &said);
+        logging::log_incident(Incident::Host, &said);
         false
     }
 }
@@ -122,7 +183,7 @@ fn entries(list: &[u8]) -> impl Iterator<Item = Entry> {
     list.chunks_exact(ENTRY_BYTES).filter_map(|entry| {
         let (queue, shown) = entry.split_first_chunk::<4>()?;
         let shown = shown.first_chunk::<8>()?;
-        Some((u32::from_be_bytes(*queue), Timestamp::from_millis(u64::from_be_bytes(*shown))))
+        Some((u32::from_be_bytes(*queue), Timestamp::from_micros(u64::from_be_bytes(*shown))))
     })
 }
 
@@ -130,10 +191,14 @@ fn entries(list: &[u8]) -> impl Iterator<Item = Entry> {
 fn with(list: &[u8], queue: u32, now: Timestamp) -> Vec<u8> {
     let others =
         entries(list).filter(|(other, shown)| *other != queue && now < shown.after(SILENCE));
+    written(others.chain([(queue, now)]))
+}
+
+fn written(list: impl Iterator<Item = Entry>) -> Vec<u8> {
     let mut written = Vec::new();
-    for (queue, shown) in others.chain([(queue, now)]) {
+    for (queue, shown) in list {
         written.extend_from_slice(&queue.to_be_bytes());
-        written.extend_from_slice(&shown.as_millis().to_be_bytes());
+        written.extend_from_slice(&shown.as_micros().to_be_bytes());
     }
     written
 }

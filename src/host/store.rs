@@ -2,7 +2,7 @@
 
 use super::abi;
 use crate::store::shared_data::{SharedData, SharedDataError};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 
 /// Shared data of this process, within one `vm_id`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,14 +24,16 @@ impl SharedData for EnvoySharedData {
     }
 }
 
-/// The host's clock.
+/// The machine's clock that never goes back.
 pub(super) fn now() -> Timestamp {
-    /// Nanoseconds in a millisecond.
-    const NANOS: u64 = 1_000_000;
-    Timestamp::from_millis(abi::current_time_nanoseconds() / NANOS)
+    /// Nanoseconds in a microsecond.
+    const NANOS: u64 = 1_000;
+    Timestamp::from_micros(abi::monotonic_nanoseconds() / NANOS)
 }
 
-/// The same clock, for lengths of time below a millisecond.
-pub(super) fn micros() -> u64 {
-    abi::current_time_nanoseconds() / 1_000
+/// The machine's clock as people set it.
+pub(super) fn wall_time() -> WallTime {
+    /// Nanoseconds in a millisecond.
+    const NANOS: u64 = 1_000_000;
+    WallTime::from_millis(abi::current_time_nanoseconds() / NANOS)
 }

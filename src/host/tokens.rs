@@ -1,6 +1,6 @@
 //! Random tokens, fetched by the dozen.
 
-use super::journal;
+use super::logging;
 use crate::record::Token;
 use crate::telemetry::Incident;
 
@@ -23,7 +23,7 @@ impl Tokens {
             if let Err(error) = getrandom::fill(&mut self.pool) {
                 // Claims must still differ; who could forge one would have to be in this process.
                 let said = format_args!("no random bytes to be had: {error}");
-                journal::tell(Incident::Host, &said);
+                logging::log_incident(Incident::Host, &said);
                 self.pool.clear();
                 let mut token = [0; 16];
                 let time = super::abi::current_time_nanoseconds();

@@ -1,26 +1,26 @@
 //! What one worker thread keeps: its streams, and how an exchange's orders become host calls.
 
-mod errands;
+mod callouts;
 
 use super::abi::{self, Direction};
-use super::backend::{Asker, Backend};
-use super::calls::{Caller, Calls, Wanted};
-use super::journal;
+use super::calls::{Calls, Purpose, Wanted};
+use super::connections::Connections;
+use super::logging;
 use super::metrics::Metrics;
 use super::queues::Queues;
-use super::store::now;
+use super::store::{EnvoySharedData, now, wall_time};
 use super::tokens::Tokens;
 use crate::config::Config;
-use crate::exchange::{Exchange, Flow, Input, Order, Outgoing, Question};
+use crate::exchange::{Exchange, Fetched, Flow, Input, Order, Outgoing, Question};
 use crate::key::Attributes;
 use crate::record::Token;
 use crate::reply::{Code, LocalReply, Problem};
 use crate::schedule::{BATCH, Budget, Timers, Waiters};
+use crate::store::front::{Fact, Front};
 use crate::store::shared_data::INSERT;
 use crate::store::{Reply, StoreError};
 use crate::telemetry::{FILTER_STATE, Incident};
 use crate::time::Timestamp;
-use errands::Fact;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,17 +37,23 @@ const NEXT_TICK: Duration = Duration::from_millis(1);
 /// due three times in it.
 const LONG_TICK: Duration = Duration::from_millis(100);
 
+pub(super) use callouts::StreamRequest;
+
+/// Where records are kept.
+pub(super) type Stores = Front<EnvoySharedData, StreamRequest>;
+
 /// One worker's part of one filter.
 #[derive(Debug)]
 pub(super) struct Worker {
     config: Rc<Config>,
-    store: Backend,
+    stores: Stores,
+    connections: Connections,
     tokens: Tokens,
     metrics: Metrics,
     queues: Queues,
     streams: HashMap<u32, Stream>,
-    /// What has come and was not dealt with yet.
-    facts: VecDeque<Fact>,
+    /// Answers of origins to this worker's own requests that were not dealt with yet.
+    fetched: VecDeque<(StreamRequest, Fetched)>,
     waiters: Waiters,
     timers: Timers,
     /// What this callback may still do for streams that are not its own.
@@ -94,20 +100,22 @@ impl Attributes for EnvoyAttributes {
 impl Worker {
     pub(super) fn new(
         config: Rc<Config>,
-        store: Backend,
+        stores: Stores,
+        connections: Connections,
         metrics: Metrics,
         mut tokens: Tokens,
     ) -> Self {
-        let queues = Queues::new(store.prefix(), &tokens.next().0);
-        let nonce = nonce(store.prefix(), tokens.next());
+        let queues = Queues::new(stores.prefix(), &tokens.next().0);
+        let nonce = nonce(stores.prefix(), tokens.next());
         Self {
             config,
-            store,
+            stores,
+            connections,
             tokens,
             metrics,
             queues,
             streams: HashMap::new(),
-            facts: VecDeque::new(),
+            fetched: VecDeque::new(),
             waiters: Waiters::default(),
             timers: Timers::default(),
             budget: Budget::new(batch()),
@@ -125,28 +133,40 @@ impl Worker {
         self.ending = true;
         // From now on nothing but the tick comes.
         self.set_tick(SHORT_TICK);
-        journal::end();
-        self.streams.is_empty()
+        logging::end();
+        let settled = self.streams.is_empty();
+        if settled {
+            self.leave();
+        }
+        settled
     }
 
     /// Says so when it has been the end for a while and everything is settled now.
     pub(super) fn end_if_settled(&mut self, root: u32) {
         if self.ending && self.streams.is_empty() && abi::set_effective_context(root).is_ok() {
-            self.ending = false;
-            journal::end();
+            self.leave();
+            logging::end();
             warn("end a configuration", abi::done());
         }
+    }
+
+    /// Takes back what others know of this worker. Its connections end with it, without a callback.
+    fn leave(&mut self) {
+        self.ending = false;
+        self.queues.leave();
+        self.metrics.pipe(-(self.connections.count() as i64));
     }
 
     pub(super) fn request_headers(&mut self, id: u32, end_of_stream: bool) -> Flow {
         let Some(headers) = abi::headers(Direction::Request) else {
             let said = "its list of the request's headers cannot be read";
-            journal::tell(Incident::Host, &said);
+            logging::log_incident(Incident::Host, &said);
             let problem = Problem::new(Code::Misconfigured, "the request's headers cannot be read");
             answer(&problem.into_reply());
             return Flow::Hold;
         };
-        let exchange = Exchange::new(self.config.clone(), self.nonce.clone(), self.tokens.next());
+        let exchange =
+            Exchange::new(self.config.clone(), self.nonce.clone(), self.tokens.next(), wall_time());
         let stream = Stream {
             exchange: Some(exchange),
             held: None,
@@ -252,11 +272,8 @@ impl Worker {
         self.budget.renew();
         self.queues.is_called_back();
         self.as_root();
-        for key in self.queues.take(queue) {
-            if let Some(redis) = self.store.redis() {
-                redis.groups.answered(key, false);
-            }
-            self.waiters.wake(key);
+        for message in self.queues.take(queue) {
+            self.hear(message);
         }
         self.work_off();
     }
@@ -264,13 +281,12 @@ impl Worker {
     /// Sends what the callback that ends now has written, counts what it has changed, and sees to it that
     /// what it has left is dealt with. Its context is not the effective one then.
     pub(super) fn flush(&mut self) {
-        self.metrics.table(self.store.take_tally());
-        if let Some(alarm) = journal::alarm() {
+        self.carry_out_orders(now());
+        self.metrics.table(self.stores.take_tally());
+        if let Some(alarm) = logging::alarm() {
             self.hurry(Some(alarm), now());
         }
-        if let Some(redis) = self.store.redis() {
-            redis.lines.flush();
-        }
+        self.connections.flush();
         if self.has_more() {
             self.hurry_to(NEXT_TICK);
         }
@@ -280,22 +296,25 @@ impl Worker {
         self.budget.renew();
         let now = now();
         self.as_root();
-        if let Some(redis) = self.store.redis() {
-            let events = redis.client.tick(now);
-            self.absorb(events, now);
-            self.as_root();
+        if self.ending {
+            for message in self.queues.take_own() {
+                self.hear(message);
+            }
         }
+        self.stores.handle(Fact::Tick, now);
+        self.carry_out_orders(now);
+        self.as_root();
         self.work_off();
         self.look_for_blocked();
-        journal::tell_missed(now);
+        logging::log_missed(now);
         if !self.waiters.is_empty() {
             self.queues.listen(now);
         }
         let quiet = self.calls.is_empty()
             && self.streams.is_empty()
             && self.waiters.is_empty()
-            && self.store.alarm().is_none()
-            && journal::alarm().is_none();
+            && self.stores.alarm().is_none()
+            && logging::alarm().is_none();
         let tick = if quiet { Duration::ZERO } else { self.due_tick(now) };
         self.set_tick(tick);
     }
@@ -320,7 +339,10 @@ impl Worker {
     fn come_back(&mut self, id: u32, input: Input<'_>) {
         let Some(stream) = self.streams.get(&id) else { return };
         if stream.alive && abi::set_effective_context(id).is_err() {
-            journal::tell(Incident::Host, &format_args!("stream {id} is gone and has not said so"));
+            logging::log_incident(
+                Incident::Host,
+                &format_args!("stream {id} is gone and has not said so"),
+            );
             return self.ended(id);
         }
         let flow = self.feed(id, input);
@@ -375,17 +397,17 @@ impl Worker {
         for order in orders {
             match order {
                 Order::Ask(question, command) => {
-                    let reply = self.ask(Asker { stream: id, question }, command, now);
+                    let reply =
+                        self.stores.ask(StreamRequest { stream: id, question }, command, now);
                     answered.extend(reply.map(|reply| (question, reply)));
                 }
                 Order::AskHere(question, command) => {
-                    let executed = self.store.ask_here(&command, now);
-                    answered.push((question, self.executed(&command, executed)));
+                    answered.push((question, self.stores.ask_here(&command, now)));
                 }
                 Order::Send(question, outgoing) => {
                     let Outgoing { cluster, headers, body, timeout } = *outgoing;
-                    let caller = Caller::Stream(Asker { stream: id, question });
-                    self.calls.want(Wanted { caller, cluster, headers, body, timeout });
+                    let purpose = Purpose::Stream(StreamRequest { stream: id, question });
+                    self.calls.want(Wanted { purpose, cluster, headers, body, timeout });
                     self.queues.call_back();
                 }
                 Order::Answer(reply) => answer(&reply),
@@ -409,18 +431,12 @@ impl Worker {
                     self.metrics.waiting(1);
                     self.queues.listen(now);
                     self.waiters.join(key, id);
-                    if let Some(redis) = self.store.redis() {
-                        let events = redis.client.watch(key, now);
-                        self.absorb(events, now);
-                    }
+                    self.stores.watch(key, now);
                 }
                 Order::Unwatch(key) => {
                     self.metrics.waiting(-1);
                     self.waiters.leave(id);
-                    if let Some(redis) = self.store.redis() {
-                        let events = redis.client.unwatch(key, now);
-                        self.absorb(events, now);
-                    }
+                    self.stores.unwatch(key, now);
                 }
                 Order::Report(rule, report) => {
                     self.metrics.request(&rule, report);
@@ -428,7 +444,7 @@ impl Worker {
                     warn("set filter state", set);
                 }
                 Order::Count(counter) => self.metrics.count(&counter),
-                Order::Log(incident, text) => journal::tell(incident, &text),
+                Order::Log(incident, text) => logging::log_incident(incident, &text),
             }
         }
         answered
@@ -477,14 +493,13 @@ impl Worker {
     }
 
     /// Facts wait for another callback, whatever the time.
-    fn has_more(&mut self) -> bool {
-        let answered = self.store.redis().is_some_and(|redis| redis.groups.has_answered());
-        !self.facts.is_empty() || self.waiters.has_woken() || answered
+    fn has_more(&self) -> bool {
+        !self.fetched.is_empty() || self.waiters.has_woken() || self.stores.has_work()
     }
 
-    fn due_tick(&mut self, now: Timestamp) -> Duration {
-        let alarms = self.timers.next().into_iter().chain(self.store.alarm());
-        let alarm = alarms.chain(journal::alarm()).min();
+    fn due_tick(&self, now: Timestamp) -> Duration {
+        let alarms = self.timers.next().into_iter().chain(self.stores.alarm());
+        let alarm = alarms.chain(logging::alarm()).min();
         if self.has_more() || self.calls.are_wanted() || alarm.is_some_and(|alarm| alarm <= now) {
             NEXT_TICK
         } else if !self.probes.is_empty() || alarm.is_some_and(|alarm| is_soon(alarm, now)) {
@@ -540,6 +555,6 @@ fn received() -> Vec<u8> {
 /// A host call that failed does not change what was decided; it is told, for it should not fail.
 fn warn(what: &str, result: Result<(), abi::Failure>) {
     if let Err(failure) = result {
-        journal::tell(Incident::Host, &format_args!("Envoy would not {what}: {failure:?}"));
+        logging::log_incident(Incident::Host, &format_args!("Envoy would not {what}: {failure:?}"));
     }
 }

@@ -8,7 +8,7 @@
 //! | 1 | state | `o` ongoing, `u` unknown, `a` finished and its answer is kept, `s` its status alone, `t` nothing (tombstone) |
 //! | 2–17 | token | |
 //! | 18–49 | fingerprint | |
-//! | 50–57 | deadline | ongoing: end of the lease; unknown: when the next may take over; finished: when the key is free. Milliseconds since the Unix epoch |
+//! | 50–57 | deadline | ongoing: end of the lease; unknown: when the next may take over; finished: when the key is free. Milliseconds by the store's clock |
 //! | 58–65 | unknown for | ongoing: milliseconds the key stays unknown if the lease lapses; else not read, written as 0 |
 //! | 66–69 | attempt | |
 //! | 70–77 | first seen | milliseconds since the Unix epoch |
@@ -20,7 +20,7 @@
 
 use crate::key::Fingerprint;
 use crate::record::{Answer, Head, Kept, Record, State, Token};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 use std::fmt;
@@ -176,7 +176,7 @@ pub(crate) fn decode_head(bytes: &[u8; HEAD_LEN]) -> Result<Head, CodecError> {
         token: Token(field(bytes, TOKEN)?),
         fingerprint: Fingerprint(field(bytes, FINGERPRINT)?),
         attempt: u32::from_be_bytes(field(bytes, ATTEMPT)?),
-        first_seen: Timestamp::from_millis(millis(FIRST_SEEN)?),
+        first_seen: WallTime::from_millis(millis(FIRST_SEEN)?),
         state: match state {
             ONGOING => State::Ongoing {
                 lease_until: deadline,

@@ -5,7 +5,7 @@ pub mod headers;
 pub mod outcome;
 
 use crate::key::Fingerprint;
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 use std::time::Duration;
 
 /// 16 random bytes that prove a claim: the fencing token every transition is compared by.
@@ -22,7 +22,7 @@ pub struct Record<A = Answer> {
     /// Executions begun under this key, this one included: 1, or more after takeovers.
     pub attempt: u32,
     /// When the first request under the key was seen; survives takeovers.
-    pub first_seen: Timestamp,
+    pub first_seen: WallTime,
     /// Where the execution stands.
     pub state: State<A>,
 }

@@ -111,6 +111,14 @@ impl<R> Groups<R> {
         Some(if late { Turn::Fail(question) } else { Turn::Begin(question) })
     }
 
+    /// Every group looks now: a message may have come before anybody here was told of messages.
+    pub fn look_now(&mut self, now: Timestamp) {
+        self.looks = self.by_key.keys().map(|key| (now, *key)).collect();
+        for group in self.by_key.values_mut() {
+            group.look_at = now;
+        }
+    }
+
     /// Questions are answered that have not taken their turn yet.
     pub fn has_answered(&self) -> bool {
         !self.answered.is_empty()

@@ -69,8 +69,12 @@ fn standing(record: Option<&Head>, now: Timestamp) -> Standing<'_> {
 pub enum Worth {
     /// It is finished and its time is over.
     Nothing,
+    /// A question that is on its way to the shared store: its coalescing.
+    Question,
     /// In doubt, and its time is over: the count of its attempts.
     Attempts,
+    /// What the shared store has said of a claim elsewhere: a look, unless the shared store fails.
+    Snapshot,
     /// It is finished: a retry would run again.
     Answer,
     /// A claim, or the doubt that is left of one: never.
@@ -87,10 +91,19 @@ pub fn worth(record: &Head, now: Timestamp) -> Worth {
     }
 }
 
+/// The record as a claim would meet it now: `None` once its time is over.
+pub fn as_it_stands(record: &Head, now: Timestamp) -> Option<Head> {
+    match standing(Some(record), now) {
+        Standing::Absent | Standing::Over(_) => None,
+        Standing::Ongoing(record) | Standing::Finished(record) => Some(record.clone()),
+        Standing::Unknown(record, until) => Some(record.with_state(State::Unknown { until })),
+    }
+}
+
 /// Carries out `command` on the record under its key.
 pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdict {
     match command {
-        Command::Claim { token, fingerprint, lease, unknown_for, .. } => {
+        Command::Claim { token, fingerprint, first_seen, lease, unknown_for, .. } => {
             let claim = |attempt, first_seen| {
                 let lease_until = now.after(*lease);
                 let record = Head {
@@ -103,7 +116,7 @@ pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdic
                 Verdict::Claimed { attempt, change: Change::Put(record) }
             };
             match standing(record, now) {
-                Standing::Absent => claim(1, now),
+                Standing::Absent => claim(1, *first_seen),
                 Standing::Over(record) => {
                     claim(record.attempt.saturating_add(1), record.first_seen)
                 }

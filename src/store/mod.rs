@@ -1,6 +1,7 @@
 //! What is asked of a store, what it says, and how it fails.
 
 pub mod coalesced;
+pub mod front;
 pub mod life;
 pub mod redis;
 pub mod shared_data;
@@ -8,6 +9,7 @@ pub mod tiers;
 
 use crate::key::{Fingerprint, Key};
 use crate::record::{Kept, Record, Token};
+use crate::time::WallTime;
 use std::fmt;
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ pub enum Command {
         token: Token,
         /// Stored with the claim, and compared by whoever meets it.
         fingerprint: Fingerprint,
+        /// When the request came, for people to read. Kept if the key is new; Redis takes its own time.
+        first_seen: WallTime,
         /// How long the claim lives without a heartbeat.
         lease: Duration,
         /// How long the key stays unknown when the lease lapses.
@@ -73,6 +77,46 @@ pub enum Command {
     },
 }
 
+/// Which command it is, without what it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CommandKind {
+    /// [`Command::Claim`].
+    Claim,
+    /// [`Command::Extend`].
+    Extend,
+    /// [`Command::Complete`].
+    Complete,
+    /// [`Command::Release`].
+    Release,
+    /// [`Command::MarkUnknown`].
+    MarkUnknown,
+}
+
+/// Which reply a command got, without what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReplyKind {
+    /// [`Reply::Claimed`] or [`Reply::Done`].
+    Ok,
+    /// [`Reply::Exists`].
+    Exists,
+    /// [`Reply::NotOwner`].
+    NotOwner,
+    /// A [`StoreError`].
+    Error,
+}
+
+impl ReplyKind {
+    /// That of a reply.
+    pub fn of(reply: &Result<Reply, StoreError>) -> Self {
+        match reply {
+            Ok(Reply::Claimed { .. } | Reply::Done) => Self::Ok,
+            Ok(Reply::Exists(_)) => Self::Exists,
+            Ok(Reply::NotOwner) => Self::NotOwner,
+            Err(_) => Self::Error,
+        }
+    }
+}
+
 /// What a store says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -115,6 +159,17 @@ impl Command {
             | Self::Complete { key, .. }
             | Self::Release { key, .. }
             | Self::MarkUnknown { key, .. } => *key,
+        }
+    }
+
+    /// Which command it is.
+    pub fn kind(&self) -> CommandKind {
+        match self {
+            Self::Claim { .. } => CommandKind::Claim,
+            Self::Extend { .. } => CommandKind::Extend,
+            Self::Complete { .. } => CommandKind::Complete,
+            Self::Release { .. } => CommandKind::Release,
+            Self::MarkUnknown { .. } => CommandKind::MarkUnknown,
         }
     }
 

@@ -1,48 +1,46 @@
 //! Two tiers: a table in this Envoy in front of a store that many Envoys share.
 //!
-//! The shared store alone says who may run. The table keeps what this Envoy knows of it, so that
-//! duplicates that meet here cost the shared store nothing:
+//! Only the shared store says who may run. The table keeps what this Envoy knows of it, so that duplicates
+//! that meet here cost the shared store nothing:
 //!
-//! | in the table | what it is | for whom it is good enough |
+//! | in the table ([`Kind`]) | what it is | good enough for |
 //! |---|---|---|
-//! | a claim | an execution of this Envoy's | everybody: the shared store would say the same |
-//! | a question | somebody here is asking the shared store | nobody: everybody waits for the answer |
-//! | a mirror | a claim or a doubt elsewhere, as it was just now | who comes within ten milliseconds, and who waits for a pause that grows |
-//! | a copy | a finished record | everybody, for `ttl` at the most and never past its own end |
+//! | own claim | an execution of this Envoy's | everybody: the shared store would say the same |
+//! | snapshot | a claim or an unknown outcome elsewhere, as it was when somebody looked | requests within ten milliseconds; waiters for a pause that grows |
+//! | cached record | a finished record | everybody, for `ttl` and never past its own end |
+//! | local-only record | decided here while the shared store was away | everybody |
+//! | question ([`Asking`]), beside any of these | somebody here is asking the shared store | nobody: everybody waits for the answer |
+//!
+//! What is known stays known for as long as the record itself lives, however short it is good enough: if the
+//! shared store fails and the rule says `local`, it decides.
 //!
 //! Claim here, then there; end it there, then here: a failure in between leaves the stricter state.
 
 use super::life::{self, Change, Verdict};
-use super::shared_data::{Executed, MemoryStore, SharedData, Tally};
+use super::shared_data::{
+    Asking, Executed, Judged, Kind, Knowledge, Known, Looked, MemoryStore, Put, Said, Says,
+    SharedData, Tally, Wake,
+};
 use super::{Command, Reply, StoreError};
 use crate::key::Key;
-use crate::record::{Head, Kept, Record, State, Token};
+use crate::record::{Answer, Head, Kept, Record, State, Token};
 use crate::time::Timestamp;
 use std::time::Duration;
 
-/// How long a mirror is good enough for a request that does not wait. It bounds what a hot key can cost
-/// the shared store to a hundred commands a second and Envoy; and who has just had the first answer from
-/// one Envoy and asks another within this time may still be told that the first is running.
+/// How long a snapshot is good enough for a request that does not wait. It bounds what a hot key can cost
+/// the shared store to a hundred commands a second and Envoy. A client that has just had the first answer
+/// from one Envoy and asks another within this time may still be told that the first is running.
 const FRESH: Duration = Duration::from_millis(10);
 
-/// How long a mirror stays. Its age is how much of that is over.
-const MIRROR: Duration = Duration::from_secs(1);
-
-/// The pause of who waits for a claim elsewhere, between two looks: a quarter of the time that the claim is
-/// old, so that the last pause is short beside the wait, and looking at a long one costs little. It
-/// matters where nobody tells of the end; else the word comes first.
-fn pause(age: Duration) -> Duration {
+/// The pause of a waiter between two looks at a claim elsewhere: a quarter of the time for which this Envoy
+/// has known of the claim, so that the last pause is short beside the wait, and looking at a long one costs
+/// little. It matters where no message tells of the end; else the message comes first.
+fn pause(known_for: Duration) -> Duration {
     /// A person notices no less.
     const SHORTEST: Duration = Duration::from_millis(100);
-    (age / 4).clamp(SHORTEST, MIRROR)
+    const LONGEST: Duration = Duration::from_secs(1);
+    (known_for / 4).clamp(SHORTEST, LONGEST)
 }
-
-/// The attempt of what is no execution of this Envoy's: a mirror, or the question of who may run.
-const NOT_HERE: u32 = 0;
-
-/// The bit in the attempts of what was decided without the shared store: it knows nothing of that, so what
-/// the table has of it is the truth. Nobody comes to two thousand million attempts.
-const ALONE: u32 = 1 << 31;
 
 /// The table in front.
 #[derive(Debug)]
@@ -55,8 +53,8 @@ pub struct Tiers<S> {
 /// What is known before the shared store is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// Everything.
-    Answered(Executed),
+    /// The record, good enough for who asks.
+    Answered(Record),
     /// Somebody here is asking the shared store: begin again when they have been answered, at the latest
     /// then. Whoever ends the question tells, as who ends a claim does.
     Undecided(Timestamp),
@@ -69,13 +67,20 @@ pub enum Begun {
 pub struct Concluded {
     /// The reply, by this Envoy's clock.
     pub reply: Result<Reply, StoreError>,
-    /// Somebody here waits for what has changed.
-    pub wake: bool,
+    /// Who is to look again.
+    pub wake: Wake,
+    /// The claim that the shared store gave must go back: meanwhile, this Envoy has decided otherwise.
+    pub give_back: bool,
+}
+
+/// What [`Tiers::begin`] finds beside records.
+enum Asked {
+    Undecided(Timestamp),
+    Shared,
 }
 
 impl<S: SharedData> Tiers<S> {
-    /// `ttl`: how long a copy of a finished record may be replayed. `timeout`: how long the shared store
-    /// may take.
+    /// `ttl`: how long a cached record may be replayed. `timeout`: how long the shared store may take.
     pub fn new(table: MemoryStore<S>, ttl: Duration, timeout: Duration) -> Self {
         // Who asks and dies leaves the others waiting for so long.
         Self { table, ttl, flight: timeout.saturating_mul(2) }
@@ -96,91 +101,65 @@ impl<S: SharedData> Tiers<S> {
     /// # Errors
     ///
     /// Those of the table.
-    pub fn alone(&self, command: &Command, now: Timestamp) -> Result<Executed, StoreError> {
-        let Command::Claim { key, watch, .. } = command else {
-            return self.table.execute(command, now);
-        };
-        let judge = |head: Option<&Head>| match life::apply(head, command, now) {
-            Verdict::Claimed { attempt, change: Change::Put(head) } => {
-                let head = Head { attempt: attempt | ALONE, ..head };
-                Verdict::Claimed { attempt: attempt & !ALONE, change: Change::Put(head) }
-            }
-            Verdict::Claimed { attempt, change: change @ (Change::Keep | Change::Remove) } => {
-                Verdict::Claimed { attempt: attempt & !ALONE, change }
-            }
-            other @ (Verdict::Exists(_) | Verdict::Done(_) | Verdict::NotOwner) => other,
-        };
-        self.table.look(*key, &judge, *watch, now)
+    pub fn local_only(&self, command: &Command, now: Timestamp) -> Result<Executed, StoreError> {
+        self.table.execute(command, now)
     }
 
     /// Looks at what is known here.
     pub fn begin(&self, command: &Command, now: Timestamp) -> Begun {
-        let Command::Claim { key, watch, .. } = command else { return Begun::AskShared };
-        let judge = |head: Option<&Head>| self.judge(head, command, now);
-        // A table that is full or contended is no reason to refuse anybody.
-        let Ok(mut executed) = self.table.look(*key, &judge, *watch, now) else {
+        let Command::Claim { key, token, lease, watch, .. } = command else {
             return Begun::AskShared;
         };
-        if question_of(&executed.reply).is_some() && !watch {
-            // Now leave word, too: it may have been answered in between.
-            match self.table.look(*key, &judge, true, now) {
-                Ok(again) => executed = again,
-                Err(_) => return Begun::AskShared,
+        let judge = |knowledge: &Knowledge| {
+            if let Some(head) = self.good_enough(knowledge, *watch, now) {
+                let ongoing = matches!(head.state, State::Ongoing { .. });
+                return Judged { says: Says::Record(head), next: None, watch: *watch && ongoing };
             }
-        }
-        if let Some(until) = question_of(&executed.reply) {
-            return Begun::Undecided(until);
-        }
-        let Reply::Exists(record) = &executed.reply else { return Begun::AskShared };
-        match &record.state {
-            State::Ongoing { .. } if is_mirror(&record.head()) => {
-                let look_again = now.after(good_for(record.first_seen, *watch, now));
-                let reply = Reply::Exists(until_then(record, look_again));
-                Begun::Answered(Executed { reply, ..executed })
+            match knowledge.asking {
+                Some(asking) if asking.token != *token && now < asking.until => {
+                    let says = Says::Other(Asked::Undecided(asking.until));
+                    let asking = Some(Asking { met: true, ..asking });
+                    let next = Knowledge { known: knowledge.known.clone(), asking };
+                    Judged { says, next: Some(next), watch: false }
+                }
+                Some(_) | None => {
+                    // Who asks and dies has run nothing: the shared store knows what did.
+                    let until = now.after(self.flight.min(*lease));
+                    let asking = Some(Asking { token: *token, until, met: false });
+                    let next = Knowledge { known: knowledge.known.clone(), asking };
+                    Judged { says: Says::Other(Asked::Shared), next: Some(next), watch: false }
+                }
             }
-            // It stays: should the shared store fail, it is all that is known of what ran.
-            State::Finished { .. } if is_left_over(&record.head()) => Begun::AskShared,
-            State::Ongoing { .. } | State::Unknown { .. } | State::Finished { .. } => {
-                Begun::Answered(executed)
+        };
+        match self.table.look(*key, &judge, now) {
+            Ok(Looked { said: Said::Record(record), .. }) => Begun::Answered(record),
+            Ok(Looked { said: Said::Other(Asked::Undecided(until)), .. }) => {
+                Begun::Undecided(until)
             }
+            Ok(Looked { said: Said::Other(Asked::Shared), .. })
+            // A table that is full or contended is no reason to refuse anybody.
+            | Err(_) => Begun::AskShared,
         }
     }
 
-    /// Whether what is in the table is good enough for this claim; else the question is put there.
-    fn judge(&self, head: Option<&Head>, command: &Command, now: Timestamp) -> Verdict {
-        let Command::Claim { token, fingerprint, lease, watch, .. } = command else {
-            return Verdict::NotOwner;
-        };
-        let question = || {
-            // Who asks and dies has run nothing: the shared store knows what did.
-            let lease_until = now.after(self.flight.min(*lease));
-            let state = State::Ongoing { lease_until, unknown_for: Duration::ZERO };
-            let head = Head {
-                token: *token,
-                fingerprint: *fingerprint,
-                attempt: NOT_HERE,
-                first_seen: now,
-                state,
-            };
-            Verdict::Claimed { attempt: NOT_HERE, change: Change::Put(head) }
-        };
-        let Some(head) = head else { return question() };
-        if is_mirror(head) {
-            let until = match head.state {
-                State::Ongoing { lease_until: until, .. }
-                | State::Unknown { until }
-                | State::Finished { until, .. } => until,
-            };
-            let age = MIRROR.saturating_sub(now.until(until));
-            return if age < good_for(head.first_seen, *watch, now) {
-                Verdict::Exists(head.clone())
-            } else {
-                question()
-            };
-        }
-        match life::apply(Some(head), command, now) {
-            Verdict::Claimed { .. } => question(),
-            exists @ (Verdict::Exists(_) | Verdict::Done(_) | Verdict::NotOwner) => exists,
+    /// What is known, if it is good enough for a claim that `waits` or does not.
+    fn good_enough(&self, knowledge: &Knowledge, waits: bool, now: Timestamp) -> Option<Head> {
+        let known = knowledge.known.as_ref()?;
+        let head = life::as_it_stands(&known.head, now)?;
+        match (known.kind, &head.state) {
+            // A lapsed lease may have been taken over elsewhere.
+            (Kind::Own, State::Unknown { .. }) => None,
+            (Kind::Own | Kind::LocalOnly, _) => Some(head),
+            // The shared store has an answer that had to go from the table, or never fitted.
+            (Kind::Cached, State::Finished { kept: Kept::Nothing, .. }) => None,
+            (Kind::Cached | Kind::Snapshot, State::Finished { .. }) => {
+                (now < known.seen_at.after(self.ttl)).then_some(head)
+            }
+            (Kind::Cached | Kind::Snapshot, State::Ongoing { .. } | State::Unknown { .. }) => {
+                let good_for = if waits { pause(known.since.until(known.seen_at)) } else { FRESH };
+                let good_until = known.seen_at.after(good_for);
+                (now < good_until).then(|| until_then(head, good_until))
+            }
         }
     }
 
@@ -191,155 +170,299 @@ impl<S: SharedData> Tiers<S> {
         reply: Result<Reply, StoreError>,
         now: Timestamp,
     ) -> Concluded {
-        let (key, token) = (command.key(), command.token());
-        let release = Command::Release { key, token };
-        let reply = match (command, reply) {
-            (Command::Claim { .. }, Ok(Reply::Exists(record))) => {
-                return self.exists(key, token, record, now);
+        let key = command.key();
+        match (command, reply) {
+            (Command::Claim { .. }, Ok(Reply::Claimed { attempt })) => {
+                self.claimed(command, attempt, now)
             }
-            (_, reply) => reply,
-        };
-        let changed = match (command, &reply) {
-            (Command::Claim { lease, .. }, Ok(Reply::Claimed { attempt })) => {
-                self.runs(key, token, *attempt, now.after(*lease), now)
+            (Command::Claim { token, .. }, Ok(Reply::Exists(record))) => {
+                self.exists(key, *token, record, now)
+            }
+            // No answer: the question is over, and what is known stays.
+            (
+                Command::Claim { token, .. },
+                reply @ (Ok(Reply::Done | Reply::NotOwner) | Err(_)),
+            ) => {
+                let over = |knowledge: &Knowledge| {
+                    (knowledge.known.clone(), without(knowledge.asking, *token))
+                };
+                concluded(reply, self.change(key, &over, now))
             }
             // The owner is alive, whatever the shared store says: who comes here waits for it.
-            (Command::Extend { .. }, Ok(Reply::Done) | Err(_)) => self.table.execute(command, now),
+            (Command::Extend { .. }, reply @ (Ok(Reply::Done) | Err(_))) => {
+                let alive = |knowledge: &Knowledge| self.transition(knowledge, command, now);
+                concluded(reply, self.change(key, &alive, now))
+            }
             // It ran, and whoever comes here may be told so, even before the shared store is.
-            (Command::Complete { .. }, Ok(Reply::Done) | Err(_)) => {
-                self.table.execute_for(command, self.ttl, now)
+            (Command::Complete { .. }, reply @ (Ok(Reply::Done) | Err(_))) => {
+                let taken = reply.is_ok();
+                concluded(reply, self.complete(command, taken, now))
+            }
+            (Command::MarkUnknown { .. }, reply @ Ok(Reply::Done)) => {
+                let unknown = |knowledge: &Knowledge| self.transition(knowledge, command, now);
+                concluded(reply, self.change(key, &unknown, now))
             }
             // Ongoing there, so it is here until the lease is over.
-            (Command::MarkUnknown { .. }, Err(_)) => return concluded(reply, None),
-            (Command::MarkUnknown { .. } | Command::Release { .. }, _)
-            | (
-                Command::Claim { .. },
-                Ok(Reply::Exists(_) | Reply::Done | Reply::NotOwner) | Err(_),
-            )
-            | (
-                Command::Extend { .. } | Command::Complete { .. },
-                Ok(Reply::NotOwner | Reply::Claimed { .. } | Reply::Exists(_)),
-            ) => self.table.execute(&release, now),
-        };
-        // The table's own failures cost the shared store a command, and nobody a refusal.
-        concluded(reply, changed.ok())
+            (Command::MarkUnknown { .. }, reply @ Err(_)) => concluded(reply, Wake::NOBODY),
+            (
+                Command::Release { token, .. }
+                | Command::Extend { token, .. }
+                | Command::Complete { token, .. }
+                | Command::MarkUnknown { token, .. },
+                reply,
+            ) => concluded(reply, self.give_up(key, *token, now)),
+        }
     }
 
     /// Somebody elsewhere has ended the claim on this key, or may have.
     pub fn ended(&self, key: Key, now: Timestamp) {
-        let forget = |head: Option<&Head>| match head {
-            // A question as well: its reply may be older than the end.
-            Some(head) if head.attempt == NOT_HERE => Verdict::Done(Change::Remove),
-            Some(_) | None => Verdict::Done(Change::Keep),
+        let look_again = |knowledge: &Knowledge| {
+            // The reply to a question may be older than the end: whoever comes now asks anew.
+            let known = knowledge.known.clone().map(|known| match known.kind {
+                Kind::Snapshot => Known { seen_at: Timestamp::default(), ..known },
+                Kind::Own | Kind::LocalOnly | Kind::Cached => known,
+            });
+            (known, None)
         };
-        // A mirror that cannot be removed is too old soon.
-        let _ = self.table.change(key, &forget, now);
+        // A snapshot that cannot be changed is too old soon.
+        self.change(key, &look_again, now);
     }
 
-    /// The question is answered: this Envoy runs it.
-    fn runs(
+    /// The question is answered: this Envoy runs it, unless it has decided otherwise meanwhile.
+    fn claimed(&self, command: &Command, attempt: u32, now: Timestamp) -> Concluded {
+        let Command::Claim { key, token, fingerprint, first_seen, lease, unknown_for, .. } =
+            command
+        else {
+            return concluded(Ok(Reply::Claimed { attempt }), Wake::NOBODY);
+        };
+        let state = State::Ongoing { lease_until: now.after(*lease), unknown_for: *unknown_for };
+        let (token, fingerprint, first_seen) = (*token, *fingerprint, *first_seen);
+        let head = Head { token, fingerprint, attempt, first_seen, state };
+        let judge = |knowledge: &Knowledge| {
+            let asking = without(knowledge.asking, token);
+            let decided =
+                decided_here(knowledge, now).filter(|(known, _)| known.head.token != token);
+            if let Some((_, head)) = decided {
+                let next = Some(Knowledge { known: knowledge.known.clone(), asking });
+                return Judged { says: Says::Record(head), next, watch: false };
+            }
+            let known = Known { kind: Kind::Own, head: head.clone(), seen_at: now, since: now };
+            let next = Some(Knowledge { known: Some(known), asking });
+            Judged { says: Says::Other(()), next, watch: false }
+        };
+        match self.table.look(*key, &judge, now) {
+            Ok(Looked { said: Said::Record(record), wake }) => {
+                Concluded { reply: Ok(Reply::Exists(record)), wake, give_back: true }
+            }
+            Ok(Looked { said: Said::Other(()), wake }) => {
+                concluded(Ok(Reply::Claimed { attempt }), wake)
+            }
+            // The table's own failures cost the shared store a command, and nobody a refusal.
+            Err(_) => concluded(Ok(Reply::Claimed { attempt }), Wake::NOBODY),
+        }
+    }
+
+    /// The question is answered: the key is taken.
+    fn exists(&self, key: Key, token: Token, record: Record, now: Timestamp) -> Concluded {
+        let kind = match record.state {
+            State::Finished { .. } => Kind::Cached,
+            State::Ongoing { .. } | State::Unknown { .. } => Kind::Snapshot,
+        };
+        let here = |knowledge: &Knowledge, head: &Head| {
+            let asking = without(knowledge.asking, token);
+            if let Some((known, _)) = decided_here(knowledge, now) {
+                return (Some(known.clone()), asking);
+            }
+            let same = knowledge.known.as_ref().filter(|known| known.head.token == head.token);
+            let is_newer =
+                same.is_some_and(|known| known.kind == Kind::Cached) && kind != Kind::Cached;
+            if is_newer {
+                return (knowledge.known.clone(), asking);
+            }
+            // The claim has ended since this was asked, or may have: the reply may be older.
+            let in_time = asking != knowledge.asking || kind == Kind::Cached;
+            let seen_at = if in_time { now } else { Timestamp::default() };
+            let since = same.map_or(now, |known| known.since);
+            (Some(Known { kind, head: head.clone(), seen_at, since }), asking)
+        };
+        let head = record.head();
+        if let State::Finished { kept: Kept::Answer(answer), .. } = &record.state {
+            let change = |knowledge: &Knowledge| here(knowledge, &head);
+            let tombstone = |knowledge: &Knowledge| here(knowledge, &without_answer(&head));
+            let wake = self.keep(key, head.token, answer, &change, &tombstone, now);
+            return concluded(Ok(Reply::Exists(record)), wake);
+        }
+        let judge = |knowledge: &Knowledge| {
+            let (known, asking) = here(knowledge, &head);
+            let known_for = known.as_ref().map(|known| known.since.until(now));
+            let next = Some(Knowledge { known, asking });
+            Judged { says: Says::Other(known_for), next, watch: false }
+        };
+        let (known_for, wake) = match self.table.look(key, &judge, now) {
+            Ok(Looked { said: Said::Other(known_for), wake }) => (known_for, wake),
+            Ok(Looked { said: Said::Record(_), .. }) | Err(_) => (None, Wake::NOBODY),
+        };
+        let look_again = now.after(pause(known_for.unwrap_or_default()));
+        concluded(Ok(Reply::Exists(until_then(record, look_again))), wake)
+    }
+
+    /// The execution has ended; `taken`: the shared store knows.
+    fn complete(&self, command: &Command, taken: bool, now: Timestamp) -> Wake {
+        let Command::Complete { key, token, kept, .. } = command else { return Wake::NOBODY };
+        let kind = if taken { Kind::Cached } else { Kind::Own };
+        let finished = |knowledge: &Knowledge| {
+            let (known, asking) = self.transition(knowledge, command, now);
+            (known.map(|known| of_kind(kind, known, *token)), asking)
+        };
+        let tombstone = |knowledge: &Knowledge| {
+            let (known, asking) = finished(knowledge);
+            let known = known.map(|known| Known { head: without_answer(&known.head), ..known });
+            (known, asking)
+        };
+        match kept {
+            Kept::Answer(answer) => self.keep(*key, *token, answer, &finished, &tombstone, now),
+            Kept::StatusOnly | Kept::Nothing => self.change(*key, &finished, now),
+        }
+    }
+
+    /// What a command of its owner makes of what is known.
+    fn transition(&self, knowledge: &Knowledge, command: &Command, now: Timestamp) -> Next {
+        let known = knowledge.known.clone().and_then(|known| {
+            let kind = match command {
+                Command::MarkUnknown { .. } => Kind::Snapshot,
+                Command::Claim { .. }
+                | Command::Extend { .. }
+                | Command::Complete { .. }
+                | Command::Release { .. } => known.kind,
+            };
+            match life::apply(Some(&known.head), command, now) {
+                Verdict::Done(Change::Put(head)) => {
+                    Some(Known { kind, head, seen_at: now, since: known.since })
+                }
+                Verdict::Done(Change::Remove) => None,
+                Verdict::Done(Change::Keep)
+                | Verdict::Claimed { .. }
+                | Verdict::Exists(_)
+                | Verdict::NotOwner => Some(known),
+            }
+        });
+        (known, knowledge.asking)
+    }
+
+    /// Nothing runs by this token any more, and nothing of it is to be remembered.
+    fn give_up(&self, key: Key, token: Token, now: Timestamp) -> Wake {
+        let forget = |knowledge: &Knowledge| {
+            let known = knowledge.known.clone();
+            let known =
+                known.filter(|known| known.kind == Kind::LocalOnly || known.head.token != token);
+            (known, without(knowledge.asking, token))
+        };
+        self.change(key, &forget, now)
+    }
+
+    /// Changes what is known, and says who is to look again. The table's own failures cost the shared
+    /// store a command, and nobody a refusal.
+    fn change(&self, key: Key, next: &dyn Fn(&Knowledge) -> Next, now: Timestamp) -> Wake {
+        let judge = |knowledge: &Knowledge| {
+            let (known, asking) = next(knowledge);
+            let next = Some(Knowledge { known, asking });
+            Judged { says: Says::Other(()), next, watch: false }
+        };
+        self.table.look(key, &judge, now).map_or(Wake::NOBODY, |looked| looked.wake)
+    }
+
+    /// Keeps an answer, or what is left of it if it does not fit.
+    fn keep(
         &self,
         key: Key,
         token: Token,
-        attempt: u32,
-        lease_until: Timestamp,
+        answer: &Answer,
+        whole: &dyn Fn(&Knowledge) -> Next,
+        tombstone: &dyn Fn(&Knowledge) -> Next,
         now: Timestamp,
-    ) -> Result<Executed, StoreError> {
-        let ours = |head: Option<&Head>| match head {
-            Some(head) if head.token == token => {
-                let state = State::Ongoing { lease_until, unknown_for: Duration::ZERO };
-                Verdict::Done(Change::Put(Head { attempt, ..head.with_state(state) }))
-            }
-            Some(_) | None => Verdict::NotOwner,
+    ) -> Wake {
+        let judge = |knowledge: &Knowledge| {
+            let (known, asking) = whole(knowledge);
+            let is_it = |known: &Known| {
+                let kept =
+                    matches!(known.head.state, State::Finished { kept: Kept::Answer(()), .. });
+                kept && known.head.token == token
+            };
+            let next = Knowledge { known, asking };
+            (next != *knowledge && next.known.as_ref().is_some_and(is_it)).then_some(next)
         };
-        self.table.change(key, &ours, now)
-    }
-
-    /// The question is answered: the key is taken, and what is known of that takes the question's place.
-    fn exists(&self, key: Key, token: Token, record: Record, now: Timestamp) -> Concluded {
-        let mirrored_until = now.after(MIRROR);
-        let (here, answer) = match &record.state {
-            State::Finished { until, status, kept } => {
-                let until = (*until).min(now.after(self.ttl));
-                let state = State::Finished { until, status: *status, kept: kept.form() };
-                let answer = match kept {
-                    Kept::Answer(answer) => Some(answer),
-                    Kept::StatusOnly | Kept::Nothing => None,
-                };
-                (record.with_state(state), answer)
-            }
-            State::Ongoing { .. } => {
-                // The time after the mirror is over tells it from a question, and is never waited for.
-                let state = State::Ongoing { lease_until: mirrored_until, unknown_for: MIRROR };
-                (Head { attempt: NOT_HERE, ..record.with_state(state) }, None)
-            }
-            State::Unknown { until } => {
-                let state = State::Unknown { until: mirrored_until.min(*until) };
-                (Head { attempt: NOT_HERE, ..record.with_state(state) }, None)
-            }
-        };
-        let instead_of =
-            |head: &Head| head.token == token || (head.token == record.token && is_left_over(head));
-        let changed = match self.table.replace(key, &instead_of, &here, answer, now) {
-            Ok(Some(executed)) => Ok(executed),
-            // It does not fit, or the question is not there any more.
-            Ok(None) | Err(_) => self.table.execute(&Command::Release { key, token }, now),
-        };
-        let look_again = now.after(pause(record.first_seen.until(now)));
-        let record = match &record.state {
-            State::Ongoing { .. } => until_then(&record, look_again),
-            State::Unknown { .. } | State::Finished { .. } => record,
-        };
-        concluded(Ok(Reply::Exists(record)), changed.ok())
-    }
-}
-
-/// Until when at the latest somebody here is asking, if that is what a look has met.
-fn question_of(reply: &Reply) -> Option<Timestamp> {
-    let Reply::Exists(record) = reply else { return None };
-    match record.state {
-        State::Ongoing { lease_until, .. }
-            if record.attempt == NOT_HERE && !is_mirror(&record.head()) =>
-        {
-            Some(lease_until)
+        match self.table.put(key, token, answer, &judge, now) {
+            Ok(Put::Kept { wake }) => wake,
+            Ok(Put::DoesNotFit) | Err(_) => self.change(key, tombstone, now),
+            // The answer is here already, or what is known is another's.
+            Ok(Put::Refused) => self.change(
+                key,
+                &|knowledge| {
+                    let (known, asking) = whole(knowledge);
+                    // Without its answer, the record would be a tombstone.
+                    let known = known.filter(|known| known.head.token != token);
+                    (known.or_else(|| knowledge.known.clone()), asking)
+                },
+                now,
+            ),
         }
-        State::Ongoing { .. } | State::Unknown { .. } | State::Finished { .. } => None,
     }
 }
 
-/// Whether it stands for something elsewhere.
-fn is_mirror(head: &Head) -> bool {
-    head.attempt == NOT_HERE
-        && match head.state {
-            State::Ongoing { unknown_for, .. } => !unknown_for.is_zero(),
-            State::Unknown { .. } | State::Finished { .. } => true,
+/// What was decided here and the shared store does not know, as it stands now: a record of the time when it
+/// was away, or an execution whose end it has not taken. It stays, whatever the shared store says.
+fn decided_here(knowledge: &Knowledge, now: Timestamp) -> Option<(&Known, Head)> {
+    let known = knowledge.known.as_ref()?;
+    let decided = match known.kind {
+        Kind::LocalOnly => true,
+        // A claim that has lapsed may have been taken over.
+        Kind::Own => matches!(known.head.state, State::Finished { .. }),
+        Kind::Snapshot | Kind::Cached => false,
+    };
+    let head = life::as_it_stands(&known.head, now)?;
+    decided.then_some((known, head))
+}
+
+/// What takes the place of what is known, and of the question.
+type Next = (Option<Known>, Option<Asking>);
+
+/// The question, unless it is this claim's.
+fn without(asking: Option<Asking>, token: Token) -> Option<Asking> {
+    asking.filter(|asking| asking.token != token)
+}
+
+/// What is known of this token, as another kind.
+fn of_kind(kind: Kind, known: Known, token: Token) -> Known {
+    if known.head.token == token && known.kind != Kind::LocalOnly {
+        Known { kind, ..known }
+    } else {
+        known
+    }
+}
+
+/// The head of the same record when its answer is not here.
+fn without_answer(head: &Head) -> Head {
+    match &head.state {
+        State::Finished { until, status, kept: Kept::Answer(()) } => {
+            head.with_state(State::Finished { until: *until, status: *status, kept: Kept::Nothing })
         }
-}
-
-/// Whether the shared store has more to say: its answer had to go from the table, or never fitted.
-fn is_left_over(head: &Head) -> bool {
-    let kept_here = head.attempt & ALONE != 0;
-    !kept_here && matches!(head.state, State::Finished { kept: Kept::Nothing, .. })
-}
-
-/// How old a mirror may be.
-fn good_for(first_seen: Timestamp, watch: bool, now: Timestamp) -> Duration {
-    if watch { pause(first_seen.until(now)) } else { FRESH }
+        State::Finished { .. } | State::Ongoing { .. } | State::Unknown { .. } => head.clone(),
+    }
 }
 
 /// The record of a claim elsewhere, as if its lease ended when it is time to look again.
-fn until_then(record: &Record, look_again: Timestamp) -> Record {
-    match record.state {
+fn until_then<A>(record: Record<A>, look_again: Timestamp) -> Record<A> {
+    let state = match record.state {
         State::Ongoing { lease_until, unknown_for } => {
-            let lease_until = lease_until.min(look_again);
-            record.with_state(State::Ongoing { lease_until, unknown_for })
+            State::Ongoing { lease_until: lease_until.min(look_again), unknown_for }
         }
-        State::Unknown { .. } | State::Finished { .. } => record.clone(),
-    }
+        other @ (State::Unknown { .. } | State::Finished { .. }) => other,
+    };
+    Record { state, ..record }
 }
 
-fn concluded(reply: Result<Reply, StoreError>, changed: Option<Executed>) -> Concluded {
-    Concluded { reply, wake: changed.is_some_and(|changed| changed.wake) }
+fn concluded(reply: Result<Reply, StoreError>, wake: Wake) -> Concluded {
+    Concluded { reply, wake, give_back: false }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use envoy_idempotency::store::shared_data::{
     Capacity, INSERT, MemoryStore, OpenError, SharedData, SharedDataError, Tally,
 };
 use envoy_idempotency::store::{Command, Reply, StoreError};
-use envoy_idempotency::time::Timestamp;
+use envoy_idempotency::time::{Timestamp, WallTime};
 use map::Map;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -74,6 +74,7 @@ fn claim(number: u64, owner: u64, watch: bool) -> Command {
         key: key(number),
         token: token(owner),
         fingerprint: Fingerprint([0; 32]),
+        first_seen: WallTime::default(),
         lease: LEASE,
         unknown_for: LEASE,
         watch,

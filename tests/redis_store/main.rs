@@ -19,6 +19,7 @@ use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::codec::{DEADLINE, HEAD_LEN};
 use envoy_idempotency::record::{Answer, Kept, State, Token};
 use envoy_idempotency::store::{Command, Reply, StoreError};
+use envoy_idempotency::time::WallTime;
 use server::{Server, Store, now};
 use std::cell::Cell;
 use std::time::Duration;
@@ -48,6 +49,7 @@ fn claim(number: u8, token: u8) -> Command {
         key: Key([number; 32]),
         token: Token([token; 16]),
         fingerprint: Fingerprint([number; 32]),
+        first_seen: WallTime::default(),
         lease: Duration::from_secs(10),
         unknown_for: Duration::from_secs(60),
         watch: false,

@@ -1,153 +1,71 @@
-//! The simulated world: clients, two Envoys with a clock each, a store, an origin, and faults.
+//! The simulated world: clients, two Envoys with two workers each, a Redis, an origin, and faults.
 
-use crate::map::Map;
+use crate::faults::{Faults, RULES, Rule, Totals, config};
+use crate::ledger::{Ledger, Operation};
+use crate::random::Random;
+use crate::redis::{self, Redis};
+use crate::worker::{Connection, SHARE, Shared, StreamRequest, Worker};
 use envoy_idempotency::config::Config;
 use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
-use envoy_idempotency::store::shared_data::{Capacity, MemoryStore};
-use envoy_idempotency::store::tiers::{Begun, Tiers};
+use envoy_idempotency::store::front::{self, Fact};
+use envoy_idempotency::store::life::Verdict;
+use envoy_idempotency::store::redis::Line;
 use envoy_idempotency::store::{Command, Reply, StoreError};
-use envoy_idempotency::telemetry::Outcome;
-use envoy_idempotency::time::Timestamp;
+use envoy_idempotency::telemetry::{Counter, Outcome};
+use envoy_idempotency::time::{Timestamp, WallTime};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::ops::AddAssign;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
-use std::time::Duration;
 
-/// What may go wrong, named after the fault.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    /// The command was carried out; its reply never comes, and the host reports a time-out.
-    pub reply_lost_percent: u64,
-    /// The command never reached the store; the host reports a time-out.
-    pub command_lost_percent: u64,
-    /// The command reaches the store when the host has long reported a time-out.
-    pub command_late_percent: u64,
-    /// The connection breaks once the command is carried out, and it is sent again on the next.
-    pub command_twice_percent: u64,
-    /// Word of a claim's end does not come.
-    pub word_lost_percent: u64,
-    /// Each Envoy has a table of its own in front of the store.
-    pub two_tiers: bool,
-    /// The store refuses everything for two seconds.
-    pub store_down: bool,
-    /// The client leaves at any time.
-    pub client_gone_percent: u64,
-    /// One worker vanishes with all its streams, without a word.
-    pub worker_dies: bool,
-    /// One worker does nothing for longer than a lease, then goes on as if nothing had been.
-    pub worker_freezes: bool,
-    /// How far the second Envoy's clock is from the store's.
-    pub skew_millis: u64,
-    /// The origin resets, times out, refuses the connection, or dies in the middle of its answer.
-    pub origin_fails_percent: u64,
-}
-
-/// What happened in a run.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    pub executions: u64,
-    pub answers: u64,
-    pub replays: u64,
-    pub store_errors: u64,
-    pub doubtful: u64,
-    pub released: u64,
-    pub takeovers: u64,
-    pub answered_here: u64,
-    pub undecided: u64,
-    pub detached: u64,
-}
-
-impl AddAssign for Totals {
-    fn add_assign(&mut self, other: Self) {
-        self.executions += other.executions;
-        self.answers += other.answers;
-        self.replays += other.replays;
-        self.store_errors += other.store_errors;
-        self.doubtful += other.doubtful;
-        self.released += other.released;
-        self.takeovers += other.takeovers;
-        self.answered_here += other.answered_here;
-        self.undecided += other.undecided;
-        self.detached += other.detached;
-    }
-}
-
-const CONFIG: &str = r#"{ "rules": [
-    { "name": "reject", "match": { "path": "/reject/{id}" }, "key": [ { "path": "id" } ],
-      "caller": "anyone", "fingerprint": "none", "lease": "1s", "unknown_ttl": "3s", "ttl": "8s" },
-    { "name": "wait", "match": { "path": "/wait/{id}" }, "key": [ { "path": "id" } ],
-      "caller": "anyone", "fingerprint": "none", "lease": "1s", "unknown_ttl": "3s", "ttl": "8s",
-      "ongoing": { "wait": { "max": "2s" } } },
-    { "name": "requeue", "match": { "path": "/requeue/{id}" }, "key": [ { "json": "/id" } ],
-      "caller": "anyone", "lease": "1s", "unknown_ttl": "0s", "ttl": "8s",
-      "ongoing": { "requeue": { "delay": "100ms", "attempts": 20 } } },
-    { "name": "detached", "match": { "path": "/detached/{id}" }, "key": [ { "path": "id" } ],
-      "caller": "anyone", "fingerprint": "none", "lease": "1s", "unknown_ttl": "3s", "ttl": "8s",
-      "ongoing": { "wait": { "max": "2s" } }, "execution": { "detached": { "timeout": "5s" } } }
-] }"#;
-
-/// Shorter than a record's own, so that both ends are met.
-const LOCAL_TTL: Duration = Duration::from_secs(3);
-const LEASE_MILLIS: u64 = 1_000;
-const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
-const UNKNOWN_FOR_MILLIS: [u64; 4] = [3_000, 3_000, 0, 3_000];
-const TTL_MILLIS: u64 = 8_000;
-/// Longer than a lease.
-const FROZEN_MILLIS: u64 = 2_500;
-const RULES: [&str; 4] = ["reject", "wait", "requeue", "detached"];
 const ENVOYS: usize = 2;
-const CLIENTS: usize = 60;
+const WORKERS: usize = 2;
+const CLIENTS: usize = 70;
+const CROWD: usize = 60;
 const IDS: u64 = 3;
 /// Clients come within this time; the run then goes on until nothing is left to happen.
 const ARRIVALS_MILLIS: u64 = 12_000;
-/// After which the host reports that the store did not answer.
-const STORE_TIMEOUT_MILLIS: u64 = 250;
+/// Longer than a lease.
+const FROZEN_MILLIS: u64 = 2_500;
+/// How long Redis is away.
+const AWAY_MILLIS: u64 = 2_000;
+/// How far Redis's clock steps back: all that it keeps lives so much longer.
+const STEP_MILLIS: u64 = 2_000;
 /// More events than the longest run had, by a factor of ten: an endless loop fails the test.
-const EVENTS: usize = 200_000;
+const EVENTS: usize = 400_000;
 
 #[derive(Debug)]
 enum Event {
     Arrives {
-        client: usize,
-    },
-    CommandArrives {
-        stream: usize,
-        question: Question,
-        command: Command,
-        reply_lost: bool,
-    },
-    StoreReplies {
-        stream: usize,
-        question: Question,
-        reply: Result<Reply, StoreError>,
-    },
-    SharedReplies {
-        stream: usize,
-        question: Question,
-        command: Command,
-        reply: Result<Reply, StoreError>,
-    },
-    /// What waited for another to be answered begins again.
-    BeginsAgain {
-        stream: usize,
-        question: Question,
-        command: Command,
-    },
-    /// Word in one Envoy, from its own memory.
-    Woken {
         envoy: usize,
-        key: Key,
+        rule: usize,
+        id: u64,
     },
-    /// Word from the store, to every Envoy.
-    Ended {
-        envoy: usize,
-        key: Key,
+    /// The connection attempt of a worker comes to Redis.
+    Connects {
+        connection: Connection,
     },
-    Tick {
-        stream: usize,
+    ToRedis {
+        connection: Connection,
+        bytes: Vec<u8>,
+    },
+    FromRedis {
+        connection: Connection,
+        bytes: Vec<u8>,
+    },
+    Closed {
+        connection: Connection,
+    },
+    /// A message of another worker of this Envoy.
+    Message {
+        worker: usize,
+        key: Key,
+        ended: bool,
+    },
+    WorkerTick {
+        worker: usize,
+        generation: u64,
     },
     OriginAnswers {
         stream: usize,
@@ -161,31 +79,28 @@ enum Event {
     StreamEnds {
         stream: usize,
     },
+    RedisDies,
     WorkerDies {
-        envoy: usize,
+        worker: usize,
     },
-    WorkerWakes,
 }
 
 /// How an execution ends at the origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+pub enum Ending {
     Stored,
     Released,
-    Doubtful,
+    Unknown,
     DiesInTheMiddle,
 }
 
 struct Stream {
     exchange: Option<Exchange>,
-    envoy: usize,
-    rule: usize,
-    operation: (usize, u64),
+    worker: usize,
+    operation: Operation,
     ending: Ending,
     millis_at_origin: u64,
     token: Token,
-    /// When the store gave it the claim.
-    claimed_at: Option<u64>,
     executing: bool,
     /// The worker's own request, if the execution is detached.
     sent: Option<Question>,
@@ -193,18 +108,6 @@ struct Stream {
     end_held: bool,
     answered: bool,
     left: bool,
-    tick_at: Option<u64>,
-}
-
-/// What is known of an execution by who sees everything.
-struct Execution {
-    operation: (usize, u64),
-    token: Token,
-    /// From then on the key may run again; `None` while that cannot be said.
-    free_at: Option<u64>,
-    completed: bool,
-    /// The lease, as the store counts it.
-    lease_until: u64,
 }
 
 /// One run.
@@ -216,36 +119,27 @@ pub struct World {
     events: BinaryHeap<Reverse<(u64, u64)>>,
     happenings: HashMap<u64, Event>,
     next_event: u64,
+    shared: Vec<Shared>,
+    workers: Vec<Worker>,
     streams: Vec<Stream>,
-    store: MemoryStore<Map>,
-    tiers: Vec<Tiers<Map>>,
-    watchers: BTreeMap<Key, Vec<usize>>,
-    executions: Vec<Execution>,
-    dead: Option<usize>,
+    redis: Redis,
+    /// What has come to Redis on a connection and is no whole command yet.
+    half: HashMap<Connection, Vec<u8>>,
+    subscribed: HashSet<(Connection, Key)>,
+    /// When the last bytes of a connection come, to Redis and back: none overtakes another.
+    to_redis_at: HashMap<Connection, u64>,
+    from_redis_at: HashMap<Connection, u64>,
+    /// Connections that broke: what is written on them is lost, or comes so much later.
+    broken: HashMap<Connection, Option<u64>>,
+    ledger: Ledger,
     frozen: Option<(usize, u64, u64)>,
     down: Option<(u64, u64)>,
+    hangs: Option<(u64, u64)>,
+    clock_steps_at: u64,
+    /// Streams that the current callback has answered or let go from elsewhere.
+    let_go: u32,
     totals: Totals,
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): enough to draw faults by, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
+    story: Option<Vec<String>>,
 }
 
 /// The attributes Envoy has of a response of this ending.
@@ -258,7 +152,7 @@ impl Attributes for Told {
             Ending::Released => {
                 ("upstream_reset_before_response_started{remote_connection_failure}", 0x20)
             }
-            Ending::Doubtful => ("response_timeout", 0x4),
+            Ending::Unknown => ("response_timeout", 0x4),
         };
         match path {
             ["response", "code_details"] => Some(details.into()),
@@ -270,9 +164,21 @@ impl Attributes for Told {
     }
 }
 
+/// What the origin answers to an operation.
+fn body(operation: Operation) -> String {
+    format!("half of an answer to {}/{}", RULES[operation.0].name, operation.1)
+}
+
 impl World {
     pub fn new(seed: u64, faults: Faults) -> Self {
-        let config = Config::load(CONFIG.as_bytes(), &|_: &str| None).unwrap();
+        let config = Config::load(config().as_bytes(), &|_: &str| None).unwrap();
+        let shared: Vec<_> = (0..ENVOYS).map(|_| Shared::default()).collect();
+        let workers = (0..ENVOYS * WORKERS)
+            .map(|worker| {
+                let envoy = worker / WORKERS;
+                Worker::new(envoy, shared[envoy].clone(), faults.memory, worker as u64 + 1)
+            })
+            .collect();
         let mut world = Self {
             random: Random(seed),
             faults,
@@ -281,39 +187,64 @@ impl World {
             events: BinaryHeap::new(),
             happenings: HashMap::new(),
             next_event: 0,
+            shared,
+            workers,
             streams: Vec::new(),
-            store: MemoryStore::open(Map::default(), "simulation", CAPACITY).unwrap(),
-            tiers: (0..ENVOYS)
-                .map(|_| {
-                    let table = MemoryStore::open(Map::default(), "simulation", CAPACITY).unwrap();
-                    Tiers::new(table, LOCAL_TTL, Duration::from_millis(STORE_TIMEOUT_MILLIS))
-                })
-                .collect(),
-            watchers: BTreeMap::new(),
-            executions: Vec::new(),
-            dead: None,
+            redis: Redis::default(),
+            half: HashMap::new(),
+            subscribed: HashSet::new(),
+            to_redis_at: HashMap::new(),
+            from_redis_at: HashMap::new(),
+            broken: HashMap::new(),
+            ledger: Ledger::default(),
             frozen: None,
             down: None,
+            hangs: None,
+            clock_steps_at: u64::MAX,
+            let_go: 0,
             totals: Totals::default(),
+            story: std::env::var_os("SIM_STORY").map(|_| Vec::new()),
         };
-        for client in 0..CLIENTS {
-            let after = world.random.below(ARRIVALS_MILLIS);
-            world.after(after, Event::Arrives { client });
-        }
-        let start = world.now + world.random.below(ARRIVALS_MILLIS);
-        if faults.store_down {
-            world.down = Some((start, start + 2_000));
-        }
-        if faults.worker_dies {
-            let after = world.random.below(ARRIVALS_MILLIS);
-            world.after(after, Event::WorkerDies { envoy: 1 });
-        }
-        if faults.worker_freezes {
-            let start = world.now + world.random.below(ARRIVALS_MILLIS);
-            world.frozen = Some((0, start, start + FROZEN_MILLIS));
-            world.after(start + FROZEN_MILLIS - world.now, Event::WorkerWakes);
-        }
+        world.plan();
         world
+    }
+
+    fn plan(&mut self) {
+        for _ in 0..CLIENTS {
+            let after = self.random.below(ARRIVALS_MILLIS);
+            let envoy = self.random.below(ENVOYS as u64) as usize;
+            let rule = self.random.below(RULES.len() as u64) as usize;
+            let id = self.random.below(IDS);
+            self.after(after, Event::Arrives { envoy, rule, id });
+        }
+        if self.faults.crowd {
+            let at = self.random.below(ARRIVALS_MILLIS);
+            let rule = self.random.below(RULES.len() as u64) as usize;
+            for _ in 0..CROWD {
+                let after = at + self.random.below(30);
+                self.after(after, Event::Arrives { envoy: 0, rule, id: 0 });
+            }
+        }
+        let start = self.now + self.random.below(ARRIVALS_MILLIS);
+        if self.faults.redis_down {
+            self.down = Some((start, start + AWAY_MILLIS));
+            self.after(start - self.now, Event::RedisDies);
+        }
+        let start = self.now + self.random.below(ARRIVALS_MILLIS);
+        if self.faults.redis_hangs {
+            self.hangs = Some((start, start + AWAY_MILLIS));
+        }
+        if self.faults.redis_clock_steps {
+            self.clock_steps_at = self.now + self.random.below(ARRIVALS_MILLIS);
+        }
+        if self.faults.worker_dies {
+            let after = self.random.below(ARRIVALS_MILLIS);
+            self.after(after, Event::WorkerDies { worker: 3 });
+        }
+        if self.faults.worker_freezes {
+            let start = self.now + self.random.below(ARRIVALS_MILLIS);
+            self.frozen = Some((0, start, start + FROZEN_MILLIS));
+        }
     }
 
     pub fn run(mut self) -> Totals {
@@ -329,6 +260,12 @@ impl World {
         panic!("the run does not end");
     }
 
+    fn tell(&mut self, text: impl FnOnce() -> String) {
+        if self.story.is_some() {
+            eprintln!("{:>9} {}", self.now, text());
+        }
+    }
+
     fn after(&mut self, millis: u64, event: Event) {
         self.next_event += 1;
         self.events.push(Reverse((self.now + millis, self.next_event)));
@@ -336,145 +273,406 @@ impl World {
     }
 
     /// Whose turn an event is; that of a frozen worker waits until it wakes.
-    fn envoy_of(&self, event: &Event) -> Option<usize> {
+    fn worker_of(&self, event: &Event) -> Option<usize> {
         match event {
-            Event::StoreReplies { stream, .. }
-            | Event::SharedReplies { stream, .. }
-            | Event::BeginsAgain { stream, .. }
-            | Event::Tick { stream }
-            | Event::OriginAnswers { stream }
+            Event::OriginAnswers { stream }
             | Event::BodyEnds { stream }
             | Event::StreamEnds { stream }
-            | Event::ClientGone { stream } => self.streams.get(*stream).map(|stream| stream.envoy),
-            Event::Woken { envoy, .. } | Event::Ended { envoy, .. } => Some(*envoy),
+            | Event::ClientGone { stream } => self.streams.get(*stream).map(|stream| stream.worker),
+            Event::FromRedis { connection, .. } | Event::Closed { connection } => {
+                Some(connection.worker)
+            }
+            Event::Message { worker, .. } | Event::WorkerTick { worker, .. } => Some(*worker),
             Event::Arrives { .. }
-            | Event::CommandArrives { .. }
-            | Event::WorkerDies { .. }
-            | Event::WorkerWakes => None,
+            | Event::Connects { .. }
+            | Event::ToRedis { .. }
+            | Event::RedisDies
+            | Event::WorkerDies { .. } => None,
         }
     }
 
+    fn is_frozen(&self, worker: usize) -> Option<u64> {
+        let (_, _, to) = self
+            .frozen
+            .filter(|(frozen, from, to)| *frozen == worker && (*from..*to).contains(&self.now))?;
+        Some(to)
+    }
+
     fn happen(&mut self, event: Event) {
-        let envoy = self.envoy_of(&event);
-        if envoy.is_some() && envoy == self.dead {
-            return;
-        }
-        if let Some((frozen, from, to)) = self.frozen
-            && envoy == Some(frozen)
-            && (from..to).contains(&self.now)
-        {
+        if let Some(to) = self.worker_of(&event).and_then(|worker| self.is_frozen(worker)) {
             return self.after(to - self.now, event);
         }
+        self.let_go = 0;
         match event {
-            Event::Arrives { client } => self.arrives(client),
-            Event::CommandArrives { stream, question, command, reply_lost } => {
-                self.command_arrives(stream, question, &command, reply_lost);
-            }
-            Event::StoreReplies { stream, question, reply } => {
-                if reply.is_err() {
-                    self.totals.store_errors += 1;
+            Event::Arrives { envoy, rule, id } => self.arrives(envoy, rule, id),
+            Event::Connects { connection } => {
+                if self.is_down() {
+                    self.after(1, Event::Closed { connection });
                 }
-                self.feed(stream, Input::StoreReplied { question, reply });
             }
-            Event::SharedReplies { stream, question, command, reply } => {
-                if reply.is_err() {
-                    self.totals.store_errors += 1;
+            Event::ToRedis { connection, bytes } => self.arrive_at_redis(connection, bytes),
+            Event::FromRedis { connection, bytes } => {
+                if self.is_current(connection) && !self.broken.contains_key(&connection) {
+                    self.workers[connection.worker].budget.renew();
+                    self.fact(connection.worker, Fact::Received(connection.line, &bytes));
+                    self.root_callback(connection.worker);
                 }
-                let envoy = self.streams[stream].envoy;
-                let now = self.envoy_time(envoy);
-                let concluded = self.tiers[envoy].conclude(&command, reply, now);
-                if concluded.wake {
-                    self.after(1, Event::Woken { envoy, key: command.key() });
+            }
+            Event::Closed { connection } => {
+                if self.is_current(connection) {
+                    self.workers[connection.worker].connections.remove(&connection.line);
+                    self.totals.reconnects += 1;
+                    self.fact(connection.worker, Fact::Closed(connection.line));
+                    self.root_callback(connection.worker);
                 }
-                self.feed(stream, Input::StoreReplied { question, reply: concluded.reply });
             }
-            Event::BeginsAgain { stream, question, command } => {
-                self.begin(stream, question, command);
+            Event::Message { worker, key, ended } => {
+                self.workers[worker].budget.renew();
+                self.fact(worker, if ended { Fact::Ended(key) } else { Fact::Answered(key) });
+                self.root_callback(worker);
             }
-            Event::Woken { envoy, key } => self.wake(envoy, key),
-            Event::Ended { envoy, key } => {
-                let now = self.envoy_time(envoy);
-                self.tiers[envoy].ended(key, now);
-                self.wake(envoy, key);
-            }
-            Event::Tick { stream } => {
-                if self.streams[stream].tick_at.is_some_and(|at| at <= self.now) {
-                    self.streams[stream].tick_at = None;
-                    self.feed(stream, Input::Tick);
+            Event::WorkerTick { worker, generation } => {
+                let this = &mut self.workers[worker];
+                if this.generation == generation && this.tick_at.is_some_and(|at| at <= self.now) {
+                    this.tick_at = None;
+                    this.budget.renew();
+                    self.fact(worker, Fact::Tick);
+                    self.root_callback(worker);
                 }
             }
             Event::OriginAnswers { stream } => self.origin_answers(stream),
             Event::BodyEnds { stream } => self.body_ends(stream),
             Event::ClientGone { stream } => {
                 if !self.streams[stream].answered {
+                    self.tell(|| format!("client of {stream} leaves"));
                     self.streams[stream].left = true;
-                    self.feed(stream, Input::StreamEnded);
+                    self.called(stream, Input::StreamEnded);
                 }
             }
-            Event::StreamEnds { stream } => self.feed(stream, Input::StreamEnded),
-            Event::WorkerDies { envoy } => {
-                self.dead = Some(envoy);
-                for stream in self.streams.iter_mut().filter(|stream| stream.envoy == envoy) {
-                    stream.exchange = None;
-                    stream.left = true;
-                }
-                let streams = &self.streams;
-                for watchers in self.watchers.values_mut() {
-                    watchers.retain(|watcher| streams[*watcher].envoy != envoy);
+            Event::StreamEnds { stream } => self.called(stream, Input::StreamEnded),
+            Event::RedisDies => {
+                self.tell(|| "Redis dies".to_owned());
+                for worker in 0..self.workers.len() {
+                    let lines: Vec<_> =
+                        self.workers[worker].connections.clone().into_iter().collect();
+                    for (line, number) in lines {
+                        let connection = Connection { worker, line, number };
+                        self.broken.insert(connection, None);
+                        let after = 1 + self.random.below(20);
+                        self.after(after, Event::Closed { connection });
+                    }
                 }
             }
-            Event::WorkerWakes => {}
+            Event::WorkerDies { worker } => self.worker_dies(worker),
+        }
+        assert!(self.let_go <= SHARE, "{} streams were let go in one callback", self.let_go);
+    }
+
+    fn worker_dies(&mut self, worker: usize) {
+        self.tell(|| format!("worker {worker} dies"));
+        for stream in self.streams.iter_mut().filter(|stream| stream.worker == worker) {
+            stream.exchange = None;
+            stream.left = true;
+        }
+        let envoy = self.workers[worker].envoy;
+        let generation = self.workers[worker].generation + 1;
+        let opened = self.workers[worker].opened;
+        let shared = self.shared[envoy].clone();
+        let next = Worker::new(envoy, shared, self.faults.memory, 77 + worker as u64);
+        self.workers[worker] = Worker { generation, opened, ..next };
+    }
+
+    fn is_down(&self) -> bool {
+        self.down.is_some_and(|(from, to)| (from..to).contains(&self.now))
+    }
+
+    fn is_current(&self, connection: Connection) -> bool {
+        let number = self.workers[connection.worker].connections.get(&connection.line);
+        number == Some(&connection.number)
+    }
+
+    /// A worker's clock has its own start.
+    fn time(&self, worker: usize) -> Timestamp {
+        Timestamp::from_millis(self.now + 5_000_000 * self.workers[worker].envoy as u64)
+    }
+
+    fn redis_time(&self) -> u64 {
+        let back = if self.now >= self.clock_steps_at { STEP_MILLIS } else { 0 };
+        1_700_000_000_000 + self.now - back
+    }
+
+    fn fact(&mut self, worker: usize, fact: Fact<'_>) {
+        let now = self.time(worker);
+        self.workers[worker].front.handle(fact, now);
+    }
+
+    /// The end of every callback of a worker.
+    fn flush(&mut self, worker: usize) {
+        self.carry_out_orders(worker);
+        let this = &self.workers[worker];
+        let alarms = this.timers.next().into_iter().chain(this.front.alarm());
+        let now = self.time(worker);
+        let next = alarms.min().map(|alarm| now.until(alarm).as_micros().div_ceil(1_000) as u64);
+        let next = if this.has_more() { Some(1) } else { next.map(|next| next.max(1)) };
+        let Some(next) = next else { return };
+        let at = self.now + next;
+        if self.workers[worker].tick_at.is_none_or(|tick_at| at < tick_at || tick_at < self.now) {
+            self.workers[worker].tick_at = Some(at);
+            let generation = self.workers[worker].generation;
+            self.after(next, Event::WorkerTick { worker, generation });
         }
     }
 
-    fn wake(&mut self, envoy: usize, key: Key) {
-        for stream in self.watchers.get(&key).cloned().unwrap_or_default() {
-            if self.streams[stream].envoy == envoy {
-                self.feed(stream, Input::Woken);
+    /// What a callback of the root's own does besides its fact.
+    fn root_callback(&mut self, worker: usize) {
+        self.carry_out_orders(worker);
+        let mut idle = false;
+        while !idle {
+            idle = true;
+            for source in 0..4 {
+                if self.workers[worker].budget.is_spent() {
+                    break;
+                }
+                if self.deal_with_one(worker, source) {
+                    self.workers[worker].budget.spend();
+                    idle = false;
+                }
+            }
+            if self.workers[worker].budget.is_spent() {
+                break;
+            }
+        }
+        self.flush(worker);
+    }
+
+    fn deal_with_one(&mut self, worker: usize, source: usize) -> bool {
+        let now = self.time(worker);
+        let this = &mut self.workers[worker];
+        match source {
+            0 => {
+                let worked = this.front.work(now);
+                self.carry_out_orders(worker);
+                worked
+            }
+            1 => {
+                let Some((stream, question, ending)) = this.fetched.pop_front() else {
+                    return false;
+                };
+                self.origin_replies(stream, question, ending);
+                true
+            }
+            2 => {
+                let Some(stream) = this.waiters.take_woken() else { return false };
+                self.come_back(stream as usize, Input::Woken);
+                true
+            }
+            _ => {
+                let Some(stream) = this.timers.take_due(now) else { return false };
+                self.come_back(stream as usize, Input::Tick);
+                true
             }
         }
     }
 
-    fn arrives(&mut self, client: usize) {
-        let envoy = client % ENVOYS;
-        if self.dead == Some(envoy) {
+    fn carry_out_orders(&mut self, worker: usize) {
+        while let Some(order) = self.workers[worker].front.next_order() {
+            match order {
+                front::Order::Reply((stream, question), reply) => {
+                    self.come_back(stream, Input::StoreReplied { question, reply });
+                }
+                front::Order::Open(line) => {
+                    self.workers[worker].opened += 1;
+                    let number = self.workers[worker].opened;
+                    self.workers[worker].connections.insert(line, number);
+                    let connection = Connection { worker, line, number };
+                    self.after(1, Event::Connects { connection });
+                    self.fact(worker, Fact::Opened(line));
+                }
+                front::Order::Write(line, bytes) => self.write(worker, line, bytes),
+                front::Order::Close(line) => {
+                    self.workers[worker].connections.remove(&line);
+                    self.totals.reconnects += 1;
+                }
+                front::Order::Call(..) => panic!("nobody has Webdis"),
+                front::Order::Wake(key) => self.message(worker, key, true),
+                front::Order::WakeAskers(key) => self.message(worker, key, false),
+                front::Order::WakeHere(key) => self.workers[worker].waiters.wake(key),
+                front::Order::Listen => {
+                    if !std::mem::replace(&mut self.workers[worker].listens, true) {
+                        self.fact(worker, Fact::Listening);
+                    }
+                }
+                front::Order::Count(..) | front::Order::Took(_) | front::Order::WarnOnce(_) => {}
+                front::Order::Warn(text) => {
+                    assert!(!text.contains("nobody asked") && !text.contains("no RESP2"), "{text}");
+                }
+            }
+        }
+    }
+
+    /// To every worker of this Envoy.
+    fn message(&mut self, from: usize, key: Key, ended: bool) {
+        let envoy = self.workers[from].envoy;
+        for worker in envoy * WORKERS..(envoy + 1) * WORKERS {
+            let lost = self.random.chance(self.faults.messages_lost_percent);
+            if self.workers[worker].listens && !lost {
+                let after = self.random.below(3);
+                self.after(after, Event::Message { worker, key, ended });
+            }
+        }
+    }
+
+    fn write(&mut self, worker: usize, line: Line, bytes: Vec<u8>) {
+        let number = self.workers[worker].connections[&line];
+        let connection = Connection { worker, line, number };
+        if let Some(late) = self.broken.get(&connection).copied() {
+            if let Some(late) = late {
+                self.after(late, Event::ToRedis { connection, bytes });
+            }
             return;
         }
-        let rule = self.random.below(RULES.len() as u64) as usize;
-        let operation = (rule, self.random.below(IDS));
+        let Faults { bytes_lost_percent, replies_lost_percent, bytes_late_percent, .. } =
+            self.faults;
+        let lost = self.random.chance(bytes_lost_percent);
+        let late = self.random.chance(bytes_late_percent);
+        let replies_lost = self.random.chance(replies_lost_percent);
+        let breaks = lost || late || replies_lost;
+        if breaks {
+            let delay = late.then(|| 100 + self.random.below(3_000));
+            self.broken.insert(connection, delay);
+            // Either the other end says so, or nobody does.
+            if self.random.chance(70) {
+                let after = 1 + self.random.below(60);
+                self.after(after, Event::Closed { connection });
+            }
+            if let Some(delay) = delay {
+                self.tell(|| format!("bytes of {connection:?} come {delay} ms late"));
+                return self.after(delay, Event::ToRedis { connection, bytes });
+            }
+            if lost {
+                return;
+            }
+        }
+        let at = self.now + 1 + self.random.below(20);
+        let at = at.max(self.to_redis_at.get(&connection).copied().unwrap_or(0));
+        self.to_redis_at.insert(connection, at);
+        self.after(at - self.now, Event::ToRedis { connection, bytes });
+    }
+
+    fn arrive_at_redis(&mut self, connection: Connection, bytes: Vec<u8>) {
+        if self.is_down() {
+            return;
+        }
+        if let Some((_, to)) = self.hangs.filter(|(from, to)| (*from..*to).contains(&self.now)) {
+            return self.after(to - self.now, Event::ToRedis { connection, bytes });
+        }
+        let mut half = self.half.remove(&connection).unwrap_or_default();
+        half.extend_from_slice(&bytes);
+        let commands = redis::commands(&mut half);
+        self.half.insert(connection, half);
+        for parts in commands {
+            self.totals.commands += 1;
+            if self.random.chance(self.faults.scripts_lost_percent) {
+                self.redis.forget_scripts();
+            }
+            let ran = self.redis.run(&parts, self.redis_time());
+            if ran.reply.starts_with(b"-NOSCRIPT") {
+                self.totals.no_script += 1;
+            }
+            if ran.done.is_none() && ran.reply.get(5..).is_some_and(|rest| rest.contains(&b'L')) {
+                self.totals.too_late += u64::from(ran.reply.starts_with(b"$13"));
+            }
+            if let Some(done) = &ran.done {
+                self.tell(|| format!("Redis: {:?} -> {:?}", done.command, done.verdict));
+                self.ledger.redis_did(&done.command, &done.verdict, self.now);
+                self.count(&done.command, &done.verdict);
+            }
+            if let Some(key) = ran.subscribed {
+                self.subscribed.insert((connection, key));
+                self.answer_from_redis(connection, redis::message("subscribe", key));
+            }
+            if let Some(key) = ran.unsubscribed {
+                self.subscribed.remove(&(connection, key));
+                self.answer_from_redis(connection, redis::message("unsubscribe", key));
+            }
+            if let Some(key) = ran.published {
+                let mut told: Vec<_> = self
+                    .subscribed
+                    .iter()
+                    .filter(|(_, other)| *other == key)
+                    .map(|(to, _)| *to)
+                    .collect();
+                told.sort_unstable_by_key(|to| (to.worker, to.number));
+                for to in told {
+                    if !self.random.chance(self.faults.messages_lost_percent) {
+                        self.answer_from_redis(to, redis::message("message", key));
+                    }
+                }
+            }
+            if !ran.reply.is_empty() {
+                self.answer_from_redis(connection, ran.reply);
+            }
+        }
+    }
+
+    fn answer_from_redis(&mut self, connection: Connection, bytes: Vec<u8>) {
+        let at = self.now + 1 + self.random.below(20);
+        let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
+        self.from_redis_at.insert(connection, at);
+        self.after(at - self.now, Event::FromRedis { connection, bytes });
+    }
+
+    fn count(&mut self, command: &Command, verdict: &Verdict) {
+        match (command, verdict) {
+            (Command::Claim { .. }, Verdict::Claimed { attempt, .. }) => {
+                self.totals.takeovers += u64::from(*attempt > 1);
+            }
+            (Command::Release { .. }, Verdict::Done(_)) => self.totals.released += 1,
+            (Command::MarkUnknown { .. }, Verdict::Done(_)) => self.totals.unknown += 1,
+            _ => {}
+        }
+    }
+
+    fn arrives(&mut self, envoy: usize, rule: usize, id: u64) {
+        let worker = envoy * WORKERS + self.random.below(WORKERS as u64) as usize;
+        if let Some(to) = self.is_frozen(worker) {
+            return self.after(to - self.now, Event::Arrives { envoy, rule, id });
+        }
         let fails = self.random.chance(self.faults.origin_fails_percent);
         let ending = match (fails, self.random.below(3)) {
             (false, _) => Ending::Stored,
             (true, 0) => Ending::Released,
-            (true, 1) => Ending::Doubtful,
+            (true, 1) => Ending::Unknown,
             (true, _) => Ending::DiesInTheMiddle,
         };
         // Up to three lease lengths.
         let millis_at_origin = self.random.below(3_000);
         let token = Token(std::array::from_fn(|_| self.random.next() as u8));
-        let exchange = Exchange::new(self.config.clone(), "nonce".into(), token);
+        let jump = if self.faults.wall_clock_steps { self.random.below(1 << 40) } else { 0 };
+        let came_at = WallTime::from_millis(jump);
+        let exchange = Exchange::new(self.config.clone(), "nonce".into(), token, came_at);
         let stream = self.streams.len();
         self.streams.push(Stream {
             exchange: Some(exchange),
-            envoy,
-            rule,
-            operation,
+            worker,
+            operation: (rule, id),
             ending,
             millis_at_origin,
             token,
-            claimed_at: None,
             executing: false,
             sent: None,
             end_held: false,
             answered: false,
             left: false,
-            tick_at: None,
+        });
+        self.tell(|| {
+            format!("{stream} arrives at worker {worker}: {}/{id}, {token:?}", RULES[rule].name)
         });
         if self.random.chance(self.faults.client_gone_percent) {
             let after = self.random.below(3_500);
             self.after(after, Event::ClientGone { stream });
         }
-        let path = format!("/{}/{}", RULES[rule], operation.1);
+        let path = format!("/{}/{id}", RULES[rule].name);
         let headers = [
             (b":method".to_vec(), b"POST".to_vec()),
             (b":authority".to_vec(), b"api.example.com".to_vec()),
@@ -487,74 +685,121 @@ impl World {
             attributes: &attributes,
             end_of_stream: false,
         };
-        self.feed(stream, input);
-        let body = format!("{{\"id\":{}}}", operation.1);
+        self.called(stream, input);
+        let body = format!("{{\"id\":{id}}}");
         let (first, second) = body.as_bytes().split_at(3);
-        self.feed(stream, Input::RequestBody { chunk: first, end_of_stream: false });
-        self.feed(stream, Input::RequestBody { chunk: second, end_of_stream: false });
-        self.feed(stream, Input::RequestTrailers);
+        self.called(stream, Input::RequestBody { chunk: first, end_of_stream: false });
+        self.called(stream, Input::RequestBody { chunk: second, end_of_stream: false });
+        self.called(stream, Input::RequestTrailers);
     }
 
-    fn envoy_time(&self, envoy: usize) -> Timestamp {
-        let skew = if envoy == 1 { self.faults.skew_millis } else { 0 };
-        Timestamp::from_millis(self.now + skew)
+    /// A callback of the stream's own.
+    fn called(&mut self, stream: usize, input: Input<'_>) {
+        let worker = self.streams[stream].worker;
+        self.feed(stream, input);
+        self.flush(worker);
     }
 
-    fn feed(&mut self, stream: usize, input: Input<'_>) {
-        let now = self.envoy_time(self.streams[stream].envoy);
-        let Some(exchange) = self.streams[stream].exchange.take() else {
+    /// A fact from elsewhere.
+    fn come_back(&mut self, stream: usize, input: Input<'_>) {
+        let answered = self.streams[stream].answered;
+        if self.feed(stream, input) == Flow::Continue || self.streams[stream].answered != answered {
+            self.let_go += 1;
+        }
+    }
+
+    fn feed(&mut self, stream: usize, input: Input<'_>) -> Flow {
+        let worker = self.streams[stream].worker;
+        let now = self.time(worker);
+        let Some(mut exchange) = self.streams[stream].exchange.take() else {
             // The filter is out of it, and holds nothing.
             if std::mem::take(&mut self.streams[stream].end_held) {
                 self.last_byte_out(stream);
             }
-            return;
+            return Flow::Continue;
         };
         let from_elsewhere =
             matches!(input, Input::StoreReplied { .. } | Input::Woken | Input::Tick);
-        let step = exchange.handle(input, now);
-        let Stream { answered, executing, sent, .. } = self.streams[stream];
-        let refused = answered && (!executing || sent.is_some());
-        assert!(
-            !(refused && from_elsewhere && step.flow == Flow::Continue),
-            "stream {stream} is answered, and its request goes on all the same"
-        );
-        let alarm = step.next.alarm();
-        if !step.next.is_over() {
-            self.streams[stream].exchange = Some(step.next);
-        }
-        for order in step.orders {
-            self.carry_out(stream, order);
-        }
-        if let Some(alarm) = alarm {
-            let after = now.until(alarm).as_millis() as u64;
-            let at = self.now + after.max(1);
-            if self.streams[stream].tick_at != Some(at) {
-                self.streams[stream].tick_at = Some(at);
-                self.after(at - self.now, Event::Tick { stream });
+        let mut input = input;
+        let mut replies = VecDeque::new();
+        let flow = loop {
+            if let Input::StoreReplied { reply, .. } = &input {
+                self.heard(stream, reply);
             }
+            let step = exchange.handle(input, now);
+            exchange = step.next;
+            let Stream { answered, executing, sent, .. } = self.streams[stream];
+            let refused = answered && (!executing || sent.is_some());
+            assert!(
+                !(refused && from_elsewhere && step.flow == Flow::Continue),
+                "stream {stream} is answered, and its request goes on all the same"
+            );
+            for order in step.orders {
+                replies.extend(self.carry_out(stream, order));
+            }
+            let Some((question, reply)) = replies.pop_front() else { break step.flow };
+            input = Input::StoreReplied { question, reply };
+        };
+        self.workers[worker].timers.set(stream as u32, exchange.alarm());
+        if exchange.is_over() {
+            self.workers[worker].timers.set(stream as u32, None);
+        } else {
+            self.streams[stream].exchange = Some(exchange);
         }
-        if self.streams[stream].end_held && step.flow == Flow::Continue {
+        if self.streams[stream].end_held && flow == Flow::Continue {
             self.streams[stream].end_held = false;
             self.last_byte_out(stream);
         }
+        flow
     }
 
-    fn carry_out(&mut self, stream: usize, order: Order) {
-        match order {
-            Order::Ask(question, command) if self.faults.two_tiers => {
-                self.begin(stream, question, command);
+    fn heard(&mut self, stream: usize, reply: &Result<Reply, StoreError>) {
+        self.tell(|| format!("{stream} hears {reply:?}"));
+        match reply {
+            Err(_) => self.totals.store_errors += 1,
+            Ok(Reply::NotOwner) => {
+                let token = self.streams[stream].token;
+                self.ledger.claim_lost(token, self.now);
             }
-            Order::Ask(question, command) => self.send(stream, question, command),
-            Order::AskHere(..) => panic!("no rule says local"),
+            Ok(Reply::Claimed { .. } | Reply::Exists(_) | Reply::Done) => {}
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        stream: usize,
+        order: Order,
+    ) -> Option<(Question, Result<Reply, StoreError>)> {
+        let worker = self.streams[stream].worker;
+        let now = self.time(worker);
+        match order {
+            Order::Ask(question, command) => {
+                self.owner_asks(stream, &command);
+                let request: StreamRequest = (stream, question);
+                let reply = self.workers[worker].front.ask(request, command, now)?;
+                self.totals.known_here += 1;
+                return Some((question, reply));
+            }
+            Order::AskHere(question, command) => {
+                self.totals.local += 1;
+                self.owner_asks(stream, &command);
+                return Some((question, self.workers[worker].front.ask_here(&command, now)));
+            }
             Order::Answer(reply) => {
-                let Stream { executing, sent, .. } = self.streams[stream];
+                let Stream { executing, sent, operation, .. } = self.streams[stream];
                 assert!(!executing || sent.is_some(), "answered and executed");
+                self.tell(|| format!("{stream} is answered: {}", reply.status));
                 self.streams[stream].answered = true;
                 self.totals.answers += 1;
                 let replayed = reply.headers.iter().any(|(name, _)| name == b"idempotent-replayed");
-                self.totals.replays += u64::from(replayed);
                 if replayed {
-                    self.check_replay(stream);
+                    self.totals.replays += 1;
+                    let text = String::from_utf8_lossy(&reply.body);
+                    assert_eq!(text, body(operation), "{stream} got another operation's answer");
+                    let frozen = if self.faults.worker_freezes { FROZEN_MILLIS } else { 0 };
+                    let stepped = if self.faults.redis_clock_steps { STEP_MILLIS } else { 0 };
+                    let slack = 300 + frozen + stepped;
+                    self.ledger.replayed(operation, slack, self.now);
                 }
                 // The answer takes its way through Envoy; what was asked meanwhile may be answered first.
                 let after = self.random.below(400);
@@ -564,16 +809,28 @@ impl World {
                 self.totals.detached += 1;
                 self.streams[stream].sent = Some(question);
             }
-            Order::Watch(key) => self.watchers.entry(key).or_default().push(stream),
+            Order::Watch(key) => {
+                self.workers[worker].listens = true;
+                self.workers[worker].waiters.join(key, stream as u32);
+                self.workers[worker].front.watch(key, now);
+            }
             Order::Unwatch(key) => {
-                let watchers = self.watchers.get_mut(&key).expect("watched before");
-                watchers.retain(|watcher| *watcher != stream);
+                self.workers[worker].waiters.leave(stream as u32);
+                self.workers[worker].front.unwatch(key, now);
             }
             Order::Report(_, report) => {
                 if report.outcome == Outcome::Executed {
                     self.executes(stream);
                 }
+                if report.outcome == Outcome::StoreError
+                    && self.rule(stream).on_store_error == "pass"
+                {
+                    // It goes its own way, unprotected.
+                    self.streams[stream].answered = true;
+                    self.totals.passed += 1;
+                }
             }
+            Order::Count(Counter::LocalFallbacks) => {}
             Order::SetRequestHeader(..)
             | Order::RemoveRequestHeader(_)
             | Order::SetResponseHeader(..)
@@ -581,214 +838,65 @@ impl World {
             | Order::Count(_)
             | Order::Log(..) => {}
         }
+        None
     }
 
-    fn begin(&mut self, stream: usize, question: Question, command: Command) {
-        let envoy = self.streams[stream].envoy;
-        match self.tiers[envoy].begin(&command, self.envoy_time(envoy)) {
-            Begun::Answered(executed) => {
-                self.totals.answered_here += 1;
-                if executed.wake {
-                    self.after(1, Event::Woken { envoy, key: command.key() });
-                }
-                let reply = Ok(executed.reply);
-                self.after(0, Event::StoreReplies { stream, question, reply });
-            }
-            Begun::Undecided(_) => {
-                self.totals.undecided += 1;
-                let after = 1 + self.random.below(50);
-                self.after(after, Event::BeginsAgain { stream, question, command });
-            }
-            Begun::AskShared => self.send(stream, question, command),
+    fn rule(&self, stream: usize) -> &'static Rule {
+        &RULES[self.streams[stream].operation.0]
+    }
+
+    fn owner_asks(&mut self, stream: usize, command: &Command) {
+        self.tell(|| format!("{stream} asks {command:?}"));
+        if self.streams[stream].executing {
+            let unknown_for = self.rule(stream).unknown_for;
+            self.ledger.owner_asks(command, unknown_for, self.now);
         }
     }
 
-    /// A command takes up to 20 ms to the store, and its reply as long.
-    fn send(&mut self, stream: usize, question: Question, command: Command) {
-        let there = 1 + self.random.below(20);
-        let down = self.down.is_some_and(|(from, to)| (from..to).contains(&self.now));
-        if down {
-            let reply = Err(StoreError::Unavailable("refused"));
-            return self.replies(there, stream, question, &command, reply);
-        }
-        let lost = self.random.chance(self.faults.command_lost_percent);
-        let reply_lost = self.random.chance(self.faults.reply_lost_percent);
-        let late = self.random.chance(self.faults.command_late_percent);
-        if lost || reply_lost || late {
-            let reply = Err(StoreError::Unanswered("timed out"));
-            self.replies(STORE_TIMEOUT_MILLIS, stream, question, &command, reply);
-        }
-        let twice = self.random.chance(self.faults.command_twice_percent);
-        if twice && !lost {
-            let command = command.clone();
-            self.after(
-                there,
-                Event::CommandArrives { stream, question, command, reply_lost: true },
-            );
-        }
-        let delay = match (late, twice) {
-            (true, _) => STORE_TIMEOUT_MILLIS + self.random.below(3_000),
-            (false, true) => 2 * there,
-            (false, false) => there,
-        };
-        if !lost {
-            let reply_lost = reply_lost || late;
-            self.after(delay, Event::CommandArrives { stream, question, command, reply_lost });
-        }
-    }
-
-    fn replies(
-        &mut self,
-        after: u64,
-        stream: usize,
-        question: Question,
-        command: &Command,
-        reply: Result<Reply, StoreError>,
-    ) {
-        let event = if self.faults.two_tiers {
-            Event::SharedReplies { stream, question, command: command.clone(), reply }
-        } else {
-            Event::StoreReplies { stream, question, reply }
-        };
-        self.after(after, event);
-    }
-
-    fn command_arrives(
-        &mut self,
-        stream: usize,
-        question: Question,
-        command: &Command,
-        reply_lost: bool,
-    ) {
-        let now = Timestamp::from_millis(self.now);
-        let executed = self.store.execute(command, now).unwrap();
-        let reply = executed.reply;
-        // Redis tells everybody; shared data whoever it knows to wait.
-        let ends = !matches!(command, Command::Claim { .. } | Command::Extend { .. });
-        let tells = self.faults.two_tiers && ends && reply == Reply::Done;
-        if (executed.wake || tells) && !self.random.chance(self.faults.word_lost_percent) {
-            for envoy in 0..ENVOYS {
-                // Word takes its time, and may come after the next claim.
-                let after = 1 + self.random.below(30);
-                let key = command.key();
-                self.after(
-                    after,
-                    if tells { Event::Ended { envoy, key } } else { Event::Woken { envoy, key } },
-                );
-            }
-        }
-        self.follow(stream, command, &reply);
-        if !reply_lost {
-            let back = 1 + self.random.below(20);
-            self.replies(back, stream, question, command, Ok(reply));
-        }
-    }
-
-    /// Keeps the books of who sees everything.
-    fn follow(&mut self, stream: usize, command: &Command, reply: &Reply) {
-        let unknown_for = UNKNOWN_FOR_MILLIS[self.streams[stream].rule];
-        let now = self.now;
-        let token = command.token();
-        let execution = self.executions.iter_mut().find(|execution| execution.token == token);
-        match (command, reply) {
-            (Command::Claim { .. }, Reply::Claimed { attempt }) => {
-                self.totals.takeovers += u64::from(*attempt > 1);
-                self.streams[stream].claimed_at.get_or_insert(now);
-            }
-            (Command::Extend { lease, .. }, Reply::Done) => {
-                if let Some(execution) = execution {
-                    execution.lease_until = now + lease.as_millis() as u64;
-                }
-            }
-            (Command::Complete { .. }, Reply::Done) => {
-                if let Some(execution) = execution
-                    && !execution.completed
-                {
-                    // A retry of it, its first reply lost, changes nothing.
-                    execution.completed = true;
-                    execution.free_at = Some(now + TTL_MILLIS);
-                }
-            }
-            (Command::Release { .. }, Reply::Done) => {
-                self.totals.released += 1;
-                if let Some(execution) = execution {
-                    execution.free_at = Some(now);
-                }
-            }
-            (Command::MarkUnknown { .. }, Reply::Done) => {
-                self.totals.doubtful += 1;
-                if let Some(execution) = execution {
-                    execution.free_at = Some(now + unknown_for);
-                }
-            }
-            (_, Reply::Claimed { .. } | Reply::Exists(_) | Reply::NotOwner | Reply::Done) => {}
-        }
-    }
-
-    /// The invariant.
     fn executes(&mut self, stream: usize) {
-        let Stream { operation, token, claimed_at, .. } = self.streams[stream];
-        let unknown_for = UNKNOWN_FOR_MILLIS[operation.0];
-        // The store's word counts, not the time it took to get here.
-        let claimed_at = claimed_at.expect("executed without a claim");
-        for earlier in self.executions.iter().filter(|earlier| earlier.operation == operation) {
-            let free_at = earlier.free_at.unwrap_or(earlier.lease_until + unknown_for);
-            assert!(
-                free_at <= claimed_at,
-                "operation {operation:?} runs again at {claimed_at}, and is not free until {free_at}"
-            );
-        }
-        let lease_until = claimed_at + LEASE_MILLIS;
-        self.executions.push(Execution {
-            operation,
-            token,
-            free_at: None,
-            completed: false,
-            lease_until,
-        });
+        let Stream { operation, token, worker, .. } = self.streams[stream];
+        self.tell(|| format!("{stream} executes {operation:?}"));
+        let envoy = self.workers[worker].envoy;
+        let rule = self.rule(stream);
+        self.ledger.executes(operation, rule, self.faults.memory, envoy, token, self.now);
         self.streams[stream].executing = true;
         self.totals.executions += 1;
         let after = self.streams[stream].millis_at_origin;
         self.after(after, Event::OriginAnswers { stream });
     }
 
-    /// A replay is of an execution that is recorded, or that its own Envoy alone knows the end of; the
-    /// record may end while the reply is on its way.
-    fn check_replay(&self, stream: usize) {
-        let on_its_way = if self.faults.worker_freezes { FROZEN_MILLIS + 100 } else { 100 };
-        let operation = self.streams[stream].operation;
-        let recorded = self.executions.iter().any(|execution| {
-            let recorded = execution.free_at.is_none_or(|free_at| self.now < free_at + on_its_way);
-            execution.operation == operation && recorded
-        });
-        assert!(recorded, "{operation:?} is replayed at {} and not recorded", self.now);
-    }
-
     /// The worker's own request has its answer, whoever is still there.
-    fn origin_replies(&mut self, stream: usize, question: Question) {
+    fn origin_replies(&mut self, stream: usize, question: Question, ending: Ending) {
         let text = |text: &str| text.as_bytes().to_vec();
+        let operation = self.streams[stream].operation;
         let answer = |status: &str, more: Option<&str>, body: &str| {
             let more = more.map(|name| (text(name), text("3")));
             let headers = [(text(":status"), text(status))].into_iter().chain(more).collect();
             Fetched::Answer { headers, body: text(body) }
         };
-        let fetched = match self.streams[stream].ending {
-            Ending::Stored => answer("201", Some("x-envoy-upstream-service-time"), "an answer"),
+        let fetched = match ending {
+            Ending::Stored => {
+                answer("201", Some("x-envoy-upstream-service-time"), &body(operation))
+            }
             Ending::Released => answer("503", None, "reset reason: remote connection failure"),
-            Ending::Doubtful => answer("504", None, "upstream request timeout"),
+            Ending::Unknown => answer("504", None, "upstream request timeout"),
             Ending::DiesInTheMiddle => Fetched::Broken,
         };
-        self.feed(stream, Input::OriginReplied { question, fetched });
+        self.come_back(stream, Input::OriginReplied { question, fetched });
     }
 
     fn origin_answers(&mut self, stream: usize) {
-        if let Some(question) = self.streams[stream].sent {
-            return self.origin_replies(stream, question);
-        }
-        if self.streams[stream].left {
+        let Stream { worker, ending, sent, left, operation, .. } = self.streams[stream];
+        if let Some(question) = sent {
+            if self.streams[stream].exchange.is_some() {
+                self.workers[worker].fetched.push_back((stream, question, ending));
+                self.root_callback(worker);
+            }
             return;
         }
-        let ending = self.streams[stream].ending;
+        if left {
+            return;
+        }
         let headers = [
             (
                 b":status".to_vec(),
@@ -802,26 +910,31 @@ impl World {
             attributes: &attributes,
             end_of_stream: false,
         };
-        self.feed(stream, input);
-        self.feed(
+        self.called(stream, input);
+        let body = body(operation);
+        let (half, _) = body.as_bytes().split_at(8);
+        self.called(
             stream,
-            Input::ResponseBody { chunk: b"half of ", length: 8, end_of_stream: false },
+            Input::ResponseBody { chunk: half, length: half.len(), end_of_stream: false },
         );
         if ending == Ending::DiesInTheMiddle {
             self.streams[stream].answered = true;
-            return self.feed(stream, Input::StreamEnded);
+            return self.called(stream, Input::StreamEnded);
         }
         self.after(5, Event::BodyEnds { stream });
     }
 
     fn body_ends(&mut self, stream: usize) {
-        if self.streams[stream].left {
+        let Stream { left, operation, .. } = self.streams[stream];
+        if left {
             return;
         }
         self.streams[stream].end_held = true;
-        self.feed(
+        let body = body(operation);
+        let (_, rest) = body.as_bytes().split_at(8);
+        self.called(
             stream,
-            Input::ResponseBody { chunk: b"an answer", length: 9, end_of_stream: true },
+            Input::ResponseBody { chunk: rest, length: rest.len(), end_of_stream: true },
         );
     }
 
@@ -844,8 +957,9 @@ impl World {
                 stream.exchange
             );
         }
-        for (key, watchers) in &self.watchers {
-            assert!(watchers.is_empty(), "{key} is watched by {watchers:?} for ever");
+        for (number, worker) in self.workers.iter().enumerate() {
+            assert!(worker.waiters.is_empty(), "worker {number} has waiters for ever");
+            assert!(!worker.has_more(), "worker {number} has left something undone");
         }
     }
 }

@@ -3,6 +3,7 @@
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
 use envoy_idempotency::store::{Command, Reply, StoreError};
+use envoy_idempotency::time::WallTime;
 use std::time::Duration;
 
 /// A store under test, and its clock.
@@ -57,6 +58,7 @@ fn claim(token: Token) -> Command {
         key: key(7),
         token,
         fingerprint: Fingerprint([token.0[0]; 32]),
+        first_seen: WallTime::default(),
         lease: LEASE,
         unknown_for: UNKNOWN,
         watch: false,
@@ -281,6 +283,7 @@ fn keys_do_not_mix(store: &dyn Store) {
             key: key(number),
             token,
             fingerprint: Fingerprint([number; 32]),
+            first_seen: WallTime::default(),
             lease: LEASE,
             unknown_for: UNKNOWN,
             watch: false,
@@ -294,6 +297,7 @@ fn keys_do_not_mix(store: &dyn Store) {
             key: key(number),
             token: Token([99; 16]),
             fingerprint: Fingerprint([number; 32]),
+            first_seen: WallTime::default(),
             lease: LEASE,
             unknown_for: UNKNOWN,
             watch: false,

@@ -12,12 +12,13 @@ use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
 use envoy_idempotency::reply::LocalReply;
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::telemetry::{Outcome, header};
-use envoy_idempotency::time::Timestamp;
+use envoy_idempotency::time::{Timestamp, WallTime};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
 /// No matter which: nothing is asked of any store.
 const NOW: Timestamp = Timestamp::from_millis(1_000_000_000_000);
+const CAME_AT: WallTime = WallTime::from_millis(1_000_000_000_000);
 
 /// Runs the machine until it has answered, let the request go, or waits.
 pub(super) fn play(
@@ -26,7 +27,7 @@ pub(super) fn play(
     request: &Request,
     meets: &Meets,
 ) -> Played {
-    let exchange = Exchange::new(config.clone(), "explain".into(), Token([1; 16]));
+    let exchange = Exchange::new(config.clone(), "explain".into(), Token([1; 16]), CAME_AT);
     let ends = request.body.is_empty();
     let headers =
         Input::RequestHeaders { headers: &request.headers, attributes, end_of_stream: ends };
@@ -88,7 +89,7 @@ impl Meets {
         let ongoing = State::Ongoing { lease_until: until, unknown_for: *lease };
         let exists = |fingerprint, state| {
             let token = Token([2; 16]);
-            Ok(Reply::Exists(Record { token, fingerprint, attempt: 1, first_seen: NOW, state }))
+            Ok(Reply::Exists(Record { token, fingerprint, attempt: 1, first_seen: CAME_AT, state }))
         };
         match self {
             Self::Nothing => Ok(Reply::Claimed { attempt: 1 }),

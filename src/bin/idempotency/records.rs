@@ -4,15 +4,12 @@ use super::Failure;
 use super::said::{Said, plain, say};
 use super::server::{Place, Server};
 use clap::Args;
-use envoy_idempotency::key::Key;
 use envoy_idempotency::record::codec::{self, TOKEN};
 use envoy_idempotency::record::{Head, Kept, Record, State};
-use envoy_idempotency::store::Command;
-use envoy_idempotency::store::life::{self, Verdict};
-use envoy_idempotency::time::Timestamp;
+use envoy_idempotency::store::life;
+use envoy_idempotency::time::{Timestamp, WallTime};
 use serde_json::Value;
 use std::io::{BufRead, IsTerminal, Write};
-use std::time::Duration;
 
 /// Shows the record of a key: its state, its deadline, what is kept of the answer.
 #[derive(Args)]
@@ -132,27 +129,11 @@ enum Standing {
 
 /// By the rules that every store goes by.
 fn standing(head: &Head, now: Timestamp) -> Standing {
-    let mut other = head.token;
-    // Its own token would be a retry of itself.
-    if let Some(byte) = other.0.first_mut() {
-        *byte = !*byte;
-    }
-    let claim = Command::Claim {
-        key: Key([0; 32]),
-        token: other,
-        fingerprint: head.fingerprint,
-        lease: Duration::from_secs(1),
-        unknown_for: Duration::ZERO,
-        watch: false,
-    };
-    match life::apply(Some(head), &claim, now) {
-        Verdict::Exists(head) => match head.state {
-            State::Ongoing { .. } => Standing::Ongoing,
-            State::Unknown { until } => Standing::Unknown(until),
-            State::Finished { .. } => Standing::Finished,
-        },
-        // The last two are never said to a claim.
-        Verdict::Claimed { .. } | Verdict::Done(_) | Verdict::NotOwner => Standing::Free,
+    match life::as_it_stands(head, now).map(|head| head.state) {
+        Some(State::Ongoing { .. }) => Standing::Ongoing,
+        Some(State::Unknown { until }) => Standing::Unknown(until),
+        Some(State::Finished { .. }) => Standing::Finished,
+        None => Standing::Free,
     }
 }
 
@@ -191,7 +172,8 @@ fn describe(name: &str, record: &Record, now: Timestamp, reveal: bool) -> Value 
         ) => ("finished", *until),
     };
     said.put("state", state);
-    said.put("until", deadline.to_string());
+    // Redis's clock is a wall clock.
+    said.put("until", WallTime::from_millis(deadline.as_millis()).to_string());
     said.put("seconds_left", now.until(deadline).as_secs());
     said.put("attempt", record.attempt);
     said.put("first_seen", record.first_seen.to_string());

@@ -1,19 +1,16 @@
-//! A worker's questions to the store and requests of its own: what is on its way, and who waits for it.
+//! A worker's way to its stores and its own requests: callbacks become facts, orders become host calls.
 
 use super::Worker;
-use crate::exchange::{Fetched, Headers, Input};
+use crate::exchange::{Fetched, Headers, Input, Question};
 use crate::host::abi;
-use crate::host::backend::Asker;
-use crate::host::calls::{self, Caller, Wanted};
-use crate::host::journal;
-use crate::host::lines::Did;
+use crate::host::calls::{self, Purpose, Wanted};
+use crate::host::connections::Did;
+use crate::host::logging;
+use crate::host::queues::Message;
 use crate::host::store::now;
-use crate::key::Key;
-use crate::store::coalesced::{Coalesced, Turn};
-use crate::store::redis::{Call, Event, Line, Ticket};
-use crate::store::shared_data::{Executed, INSERT};
-use crate::store::tiers::Begun;
-use crate::store::{Command, Reply, StoreError};
+use crate::store::front::{Fact, Order};
+use crate::store::redis::{Call, Ticket};
+use crate::store::shared_data::INSERT;
 use crate::telemetry::Incident;
 use crate::time::Timestamp;
 
@@ -23,57 +20,52 @@ const NO_CONNECTION: u16 = 503;
 /// The status of a call that has got none.
 const NO_ANSWER: u16 = 0;
 
-/// Something that has come, and that was not dealt with yet.
-#[derive(Debug)]
-pub(super) enum Fact {
-    /// Redis has replied to a command, or has failed.
-    RedisReplied(Ticket, Command, Result<Reply, StoreError>),
-    /// A request of the worker's own has its answer.
-    Fetched(Asker, Fetched),
-    /// The claim on this key has ended in another Envoy, or may have.
-    EndedElsewhere(Key),
+/// A question of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::host) struct StreamRequest {
+    pub(in crate::host) stream: u32,
+    pub(in crate::host) question: Question,
 }
 
 /// Where facts for streams come from. A callback takes one of each in turn, so that no source waits for
 /// another to run dry.
 #[derive(Clone, Copy, Debug)]
 enum Source {
-    Facts,
+    Stores,
+    Fetched,
     Waiters,
     Timers,
-    Groups,
 }
 
 impl Source {
-    const ALL: [Self; 4] = [Self::Facts, Self::Waiters, Self::Timers, Self::Groups];
+    const ALL: [Self; 4] = [Self::Stores, Self::Fetched, Self::Waiters, Self::Timers];
 }
 
 impl Worker {
     /// A message of a stream to Redis.
     pub(in crate::host) fn grpc_message(&mut self, token: u32, size: usize) {
         self.budget.renew();
-        let now = now();
-        let Some(redis) = self.store.redis() else { return };
-        let Some(line) = redis.lines.line(token) else { return };
-        let events = redis.client.received(line, &abi::grpc_message(size), now);
-        self.absorb(events, now);
-        self.work_off();
+        if let Some(line) = self.connections.line(token) {
+            self.stores.handle(Fact::Received(line, &abi::grpc_message(size)), now());
+            self.work_off();
+        }
     }
 
     /// A stream to Redis has ended.
     pub(in crate::host) fn grpc_closed(&mut self, token: u32) {
-        let Some(redis) = self.store.redis() else { return };
-        let Some(line) = redis.lines.forget(token) else { return };
-        self.metrics.pipe(-1);
-        self.line_closed(line);
-        self.work_off();
+        if let Some(line) = self.connections.forget(token) {
+            self.metrics.pipe(-1);
+            self.stores.handle(Fact::Closed(line), now());
+            self.work_off();
+        }
     }
 
     /// An HTTP call has its response.
     pub(in crate::host) fn call_answered(&mut self, token: u32, headers: usize, size: usize) {
-        let Some(caller) = self.calls.over(token) else { return };
-        self.call_is_over(caller, calls::fetched(headers, size));
-        self.work_off();
+        if let Some(purpose) = self.calls.over(token) {
+            self.call_is_over(purpose, calls::fetched(headers, size));
+            self.work_off();
+        }
     }
 
     /// Deals with facts, as far as the callback's share goes.
@@ -96,9 +88,17 @@ impl Worker {
     /// Whether the source had any.
     fn deal_with_one(&mut self, source: Source, now: Timestamp) -> bool {
         match source {
-            Source::Facts => {
-                let Some(fact) = self.facts.pop_front() else { return false };
-                self.deal_with(fact, now);
+            Source::Stores => {
+                let worked = self.stores.work(now);
+                self.carry_out_orders(now);
+                return worked;
+            }
+            Source::Fetched => {
+                let Some((StreamRequest { stream, question }, fetched)) = self.fetched.pop_front()
+                else {
+                    return false;
+                };
+                self.come_back(stream, Input::OriginReplied { question, fetched });
             }
             Source::Waiters => {
                 let Some(id) = self.waiters.take_woken() else { return false };
@@ -108,246 +108,106 @@ impl Worker {
                 let Some(id) = self.timers.take_due(now) else { return false };
                 self.come_back(id, Input::Tick);
             }
-            Source::Groups => {
-                let turn = self.store.redis().and_then(|redis| redis.groups.take_turn(now));
-                let Some(turn) = turn else { return false };
-                self.take_turn(turn, now);
-            }
         }
         true
     }
 
-    fn deal_with(&mut self, fact: Fact, now: Timestamp) {
-        match fact {
-            Fact::RedisReplied(ticket, command, reply) => {
-                if let Some((asker, reply)) = self.conclude(ticket, &command, reply, now) {
-                    self.answered(asker, reply);
+    /// Carries out what the stores want, in order. A reply may make its request ask again: what follows of
+    /// that is behind all that was ordered before.
+    pub(super) fn carry_out_orders(&mut self, now: Timestamp) {
+        while let Some(order) = self.stores.next_order() {
+            match order {
+                Order::Reply(StreamRequest { stream, question }, reply) => {
+                    self.come_back(stream, Input::StoreReplied { question, reply });
                 }
-            }
-            Fact::Fetched(Asker { stream, question }, fetched) => {
-                self.come_back(stream, Input::OriginReplied { question, fetched });
-            }
-            Fact::EndedElsewhere(key) => {
-                if let Some(redis) = self.store.redis() {
-                    redis.tiers.ended(key, now);
-                    redis.groups.answered(key, false);
-                }
-                self.waiters.wake(key);
-            }
-        }
-    }
-
-    /// A question that has waited for another begins again, or fails as that one did.
-    fn take_turn(&mut self, turn: Turn<Asker>, now: Timestamp) {
-        let (asker, reply) = match turn {
-            Turn::Begin(question) => {
-                let asker = question.request;
-                let Some(reply) = self.begin(question, now) else { return };
-                (asker, reply)
-            }
-            Turn::Fail(Coalesced { request, command, .. }) => {
-                let error = StoreError::Unavailable("the same question got no answer");
-                (request, self.executed(&command, Err(error)))
-            }
-        };
-        self.answered(asker, reply);
-    }
-
-    fn answered(&mut self, asker: Asker, reply: Result<Reply, StoreError>) {
-        let Asker { stream, question } = asker;
-        self.come_back(stream, Input::StoreReplied { question, reply });
-    }
-
-    /// Asks the store. What it can say at once is returned; else it is a fact, later.
-    pub(super) fn ask(
-        &mut self,
-        request: Asker,
-        command: Command,
-        now: Timestamp,
-    ) -> Option<Result<Reply, StoreError>> {
-        self.begin(Coalesced { request, command, since: now }, now)
-    }
-
-    fn begin(
-        &mut self,
-        question: Coalesced<Asker>,
-        now: Timestamp,
-    ) -> Option<Result<Reply, StoreError>> {
-        let key = question.command.key();
-        let mut begun = self.store.begin(&question.command, now);
-        if matches!(begun, Ok(Begun::Undecided(_))) && self.queues.listen(now) {
-            // The answer may have come before anybody knew that this worker listens.
-            begun = self.store.begin(&question.command, now);
-        }
-        let executed = match begun {
-            Ok(Begun::Answered(executed)) => Ok(executed),
-            Err(error) => Err(error),
-            Ok(Begun::Undecided(until)) => {
-                if let Some(redis) = self.store.redis() {
-                    redis.groups.park(question, until, now);
-                }
-                self.hurry(self.store.alarm(), now);
-                return None;
-            }
-            Ok(Begun::AskShared) => {
-                return self.send(question.request, question.command, now);
-            }
-        };
-        if let Some(redis) = self.store.redis() {
-            redis.groups.answered(key, false);
-        }
-        Some(self.executed(&question.command, executed))
-    }
-
-    /// Sends a command to Redis. The reply is returned if there is one already: Redis cannot be asked.
-    fn send(
-        &mut self,
-        asker: Asker,
-        command: Command,
-        now: Timestamp,
-    ) -> Option<Result<Reply, StoreError>> {
-        let (ticket, mut events) = self.store.redis()?.send(asker, command, now);
-        let own =
-            |event: &mut Event| matches!(event, Event::Replied(other, ..) if *other == ticket);
-        let refused = events.extract_if(.., own).next();
-        self.absorb(events, now);
-        match refused {
-            Some(Event::Replied(ticket, command, reply)) => {
-                self.conclude(ticket, &command, reply, now).map(|(_, reply)| reply)
-            }
-            Some(_) | None => None,
-        }
-    }
-
-    /// A command was carried out in this Envoy's memory.
-    pub(super) fn executed(
-        &mut self,
-        command: &Command,
-        executed: Result<Executed, StoreError>,
-    ) -> Result<Reply, StoreError> {
-        let reply = executed.map(|executed| {
-            self.changed(command.key(), executed.wake);
-            executed.reply
-        });
-        self.metrics.operation(command, &reply);
-        reply
-    }
-
-    fn changed(&self, key: Key, wake: bool) {
-        if wake {
-            self.queues.broadcast(key);
-        }
-    }
-
-    /// Takes Redis's reply to a command: whose question it was, and what it comes to.
-    fn conclude(
-        &mut self,
-        ticket: Ticket,
-        command: &Command,
-        reply: Result<Reply, StoreError>,
-        now: Timestamp,
-    ) -> Option<(Asker, Result<Reply, StoreError>)> {
-        let redis = self.store.redis()?;
-        let (asker, took) = redis.asker(ticket)?;
-        if reply.is_ok() {
-            // What fails is counted elsewhere: at once, or after the time-out, it says nothing of Redis.
-            self.metrics.store_took(took);
-        }
-        let concluded = redis.tiers.conclude(command, reply, now);
-        redis.groups.answered(command.key(), concluded.reply.is_err());
-        self.changed(command.key(), concluded.wake);
-        self.metrics.operation(command, &concluded.reply);
-        Some((asker, concluded.reply))
-    }
-
-    /// Takes what the way to Redis wants. Bytes are written at once, in the order in which the client
-    /// expects their replies; what concerns streams is kept for [`Worker::work_off`].
-    pub(super) fn absorb(&mut self, events: Vec<Event>, now: Timestamp) {
-        for event in events {
-            let Some(redis) = self.store.redis() else { return };
-            match event {
-                Event::Open(line) => {
-                    redis.lines.want(line);
+                Order::Open(line) => {
+                    self.connections.want(line);
                     self.queues.call_back();
                 }
-                Event::Call(ticket, Call { method, path, body, timeout }) => {
-                    let cluster = redis.lines.cluster().to_owned();
-                    let headers = [
-                        (":method", method.to_owned()),
-                        (":path", path),
-                        (":authority", cluster.clone()),
-                        ("content-length", body.len().to_string()),
-                    ];
-                    let bytes = |(name, value): (&str, String)| (name.into(), value.into_bytes());
-                    let headers = headers.map(bytes).into();
-                    let caller = Caller::Store(ticket);
-                    self.calls.want(Wanted { caller, cluster, headers, body, timeout });
-                    self.queues.call_back();
+                Order::Write(line, bytes) => self.connections.write(line, bytes),
+                Order::Close(line) => {
+                    if self.connections.close(line) {
+                        self.metrics.pipe(-1);
+                    }
                 }
-                Event::Write(line, bytes) => redis.lines.write(line, bytes),
-                Event::Close(line) => {
-                    redis.lines.close(line);
-                    self.metrics.pipe(-1);
+                Order::Call(ticket, call) => self.want_call(ticket, call),
+                Order::Wake(key) => self.queues.broadcast(Message::Ended(key), now),
+                Order::WakeAskers(key) => self.queues.broadcast(Message::Answered(key), now),
+                Order::WakeHere(key) => self.waiters.wake(key),
+                Order::Listen => {
+                    if self.queues.listen(now) {
+                        self.stores.handle(Fact::Listening, now);
+                    }
                 }
-                Event::Replied(ticket, command, reply) => {
-                    self.facts.push_back(Fact::RedisReplied(ticket, command, reply));
-                }
-                Event::Ended(key) => self.facts.push_back(Fact::EndedElsewhere(key)),
-                Event::Warn(text) => journal::tell(Incident::Redis, &text),
-                Event::WarnOnce(text) => {
-                    let said = format!("{}/said/{text}", redis.tiers.prefix());
+                Order::Count(command, reply) => self.metrics.operation(command, reply),
+                Order::Took(length) => self.metrics.store_took(length),
+                Order::Warn(text) => logging::log_incident(Incident::Redis, &text),
+                Order::WarnOnce(text) => {
+                    let name = format!("{}/said/{text}", self.stores.prefix());
                     // An insertion: of all workers, one is first.
-                    if abi::set_shared_data(&said, b"1", INSERT).is_ok() {
-                        journal::tell(Incident::Redis, &text);
+                    if abi::set_shared_data(&name, b"1", INSERT).is_ok() {
+                        logging::log_incident(Incident::Redis, &text);
                     }
                 }
             }
         }
-        self.hurry(self.store.alarm(), now);
+        self.hurry(self.stores.alarm(), now);
+    }
+
+    /// Takes a message of another worker.
+    pub(super) fn hear(&mut self, message: Message) {
+        let fact = match message {
+            Message::Ended(key) => Fact::Ended(key),
+            Message::Answered(key) => Fact::Answered(key),
+        };
+        self.stores.handle(fact, now());
     }
 
     /// What only a callback of the root's own may do.
     pub(super) fn as_root(&mut self) {
-        for caller in self.calls.as_root(&mut self.budget) {
-            self.call_is_over(caller, Fetched::NotSent);
+        for purpose in self.calls.as_root(&mut self.budget) {
+            self.call_is_over(purpose, Fetched::NotSent);
         }
-        let Some(redis) = self.store.redis() else { return };
-        for did in redis.lines.as_root() {
-            match did {
+        for did in self.connections.as_root() {
+            let fact = match did {
                 Did::Opened(line) => {
                     self.metrics.pipe(1);
-                    let Some(redis) = self.store.redis() else { return };
-                    let now = now();
-                    let events = redis.client.opened(line, now);
-                    self.absorb(events, now);
+                    Fact::Opened(line)
                 }
-                Did::Failed(line) => self.line_closed(line),
-            }
+                Did::Failed(line) => Fact::Closed(line),
+            };
+            self.stores.handle(fact, now());
         }
     }
 
-    fn call_is_over(&mut self, caller: Caller, fetched: Fetched) {
-        match caller {
-            Caller::Stream(asker) => self.facts.push_back(Fact::Fetched(asker, fetched)),
-            Caller::Store(ticket) => {
-                let Some(redis) = self.store.redis() else { return };
+    fn want_call(&mut self, ticket: Ticket, call: Call) {
+        let Call { method, path, body, timeout } = call;
+        let cluster = self.connections.cluster().to_owned();
+        let headers = [
+            (":method", method.to_owned()),
+            (":path", path),
+            (":authority", cluster.clone()),
+            ("content-length", body.len().to_string()),
+        ];
+        let bytes = |(name, value): (&str, String)| (name.into(), value.into_bytes());
+        let headers = headers.map(bytes).into();
+        let purpose = Purpose::Store(ticket);
+        self.calls.want(Wanted { purpose, cluster, headers, body, timeout });
+        self.queues.call_back();
+    }
+
+    fn call_is_over(&mut self, purpose: Purpose, fetched: Fetched) {
+        match purpose {
+            Purpose::Stream(request) => self.fetched.push_back((request, fetched)),
+            Purpose::Store(ticket) => {
                 let (status, body) = match fetched {
                     Fetched::NotSent => (NO_CONNECTION, Vec::new()),
                     Fetched::Broken => (NO_ANSWER, Vec::new()),
                     Fetched::Answer { headers, body } => (status(&headers), body),
                 };
-                let now = now();
-                let events = redis.client.called(ticket, status, &body, now);
-                self.absorb(events, now);
+                self.stores.handle(Fact::Called(ticket, status, &body), now());
             }
         }
-    }
-
-    fn line_closed(&mut self, line: Line) {
-        let Some(redis) = self.store.redis() else { return };
-        let now = now();
-        let events = redis.client.closed(line, now);
-        self.absorb(events, now);
     }
 }
 

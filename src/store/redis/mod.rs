@@ -5,6 +5,7 @@
 //! before it feeds the next fact.*
 
 mod channels;
+mod clock;
 pub mod framing;
 mod link;
 mod pipe;

@@ -1,17 +1,22 @@
 //! The connection for commands: written one behind the other, answered in the same order.
 
+use super::clock::Clock;
 use super::link::Link;
-use super::script::{self, Form, Reaction, Scripts};
+use super::script::{self, Form, Reaction, Read, Scripts};
 use super::wire::{self, Decoder, Frame};
 use super::{Event, Line, Settings, Ticket};
-use crate::record::Kept;
+use crate::record::{Kept, Token};
 use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
 use std::collections::VecDeque;
 
-/// Commands under way at once. Redis answers ten thousand in the default timeout: more than this would
+/// Claims under way at once. Redis answers ten thousand in the default timeout: more than this would
 /// only be queued to be late.
-const MOST_COMMANDS: usize = 1024;
+const MOST_CLAIMS: usize = 1024;
+
+/// Commands under way at once. The second half is for those that extend and end claims: a crowd of new
+/// requests must not cost the running ones their records.
+const MOST_COMMANDS: usize = 2 * MOST_CLAIMS;
 
 /// Bytes of answers under way at once, eight of the largest: what a hanging Redis can cost a worker.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
@@ -32,6 +37,7 @@ const MOST_BYTES: usize = 64 * 1024 * 1024;
 pub(super) struct Pipe {
     settings: Settings,
     scripts: Scripts,
+    clock: Clock,
     link: Link,
     decoder: Decoder,
     /// Replies to expect before those of commands.
@@ -57,6 +63,7 @@ enum Greeting {
 #[derive(Debug)]
 struct Waiting {
     ticket: Ticket,
+    token: Token,
     /// `None`: it was late and has failed; its reply, when it comes, is dropped.
     command: Option<Command>,
     deadline: Timestamp,
@@ -64,6 +71,8 @@ struct Waiting {
     sent_at: Option<Timestamp>,
     /// On this connection or an earlier one.
     ever_sent: bool,
+    /// Redis has said that it came too late, although it is in time by this clock.
+    too_late: bool,
 }
 
 impl Waiting {
@@ -78,6 +87,7 @@ impl Pipe {
         Self {
             settings,
             scripts: Scripts::new(),
+            clock: Clock::default(),
             link: Link::new(seed),
             decoder: Decoder::default(),
             greetings: VecDeque::new(),
@@ -96,26 +106,40 @@ impl Pipe {
             return refuse(command, "Redis cannot be reached");
         }
         let bytes = self.bytes.saturating_add(size(&command));
-        if self.waiting.len() >= MOST_COMMANDS || bytes > MOST_BYTES {
+        let most = match command {
+            Command::Claim { .. } => MOST_CLAIMS,
+            Command::Extend { .. }
+            | Command::Complete { .. }
+            | Command::Release { .. }
+            | Command::MarkUnknown { .. } => MOST_COMMANDS,
+        };
+        if self.waiting.len() >= most || bytes > MOST_BYTES {
             return refuse(command, "too many commands are under way");
         }
         self.bytes = bytes;
         let mut events = Vec::new();
         let mut sent_at = None;
+        let deadline = now.after(self.settings.timeout);
         if self.link.is_open() {
-            events.push(self.write(&command, Form::Digest));
+            events.push(self.write(&command, Form::Digest, deadline));
             sent_at = Some(now);
         } else if self.link.begin(now) {
             events.push(Event::Open(Line::Commands));
         }
-        let deadline = now.after(self.settings.timeout);
         if self.waiting.is_empty() {
             self.late_at = None;
         }
         self.late_at.get_or_insert(deadline);
         let ever_sent = sent_at.is_some();
-        let command = Some(command);
-        self.waiting.push_back(Waiting { ticket, command, deadline, sent_at, ever_sent });
+        self.waiting.push_back(Waiting {
+            ticket,
+            token: command.token(),
+            command: Some(command),
+            deadline,
+            sent_at,
+            ever_sent,
+            too_late: false,
+        });
         events
     }
 
@@ -132,7 +156,8 @@ impl Pipe {
         for waiting in &mut self.waiting {
             if let Some(command) = &waiting.command {
                 let name = self.settings.name(command.key());
-                self.scripts.write(&mut out, &name, command, Form::Digest);
+                let not_after = self.clock.there(waiting.deadline);
+                self.scripts.write(&mut out, &name, command, Form::Digest, not_after);
                 waiting.sent_at = Some(now);
                 waiting.ever_sent = true;
             }
@@ -201,9 +226,10 @@ impl Pipe {
         Some(last_sign.max(sent_at).after(self.settings.timeout))
     }
 
-    fn write(&self, command: &Command, form: Form) -> Event {
+    fn write(&self, command: &Command, form: Form, deadline: Timestamp) -> Event {
         let mut out = Vec::new();
-        self.scripts.write(&mut out, &self.settings.name(command.key()), command, form);
+        let name = self.settings.name(command.key());
+        self.scripts.write(&mut out, &name, command, form, self.clock.there(deadline));
         Event::Write(Line::Commands, out)
     }
 
@@ -216,35 +242,54 @@ impl Pipe {
             events.push(Event::Warn("Redis replied to a question that nobody asked".to_owned()));
             return false;
         };
-        let Some(command) = waiting.command else { return true };
+        let Some(command) = waiting.command else {
+            // Nobody waits for it, but it must be the reply to this command and no other.
+            return match frame {
+                Frame::BulkString(reply) => reply.starts_with(&script::tag(waiting.token)),
+                Frame::Error(_) => true,
+                Frame::SimpleString(_) | Frame::Integer(_) | Frame::Array(_) | Frame::Null => false,
+            };
+        };
         if !matches!(&frame, Frame::Error(_)) {
             self.link.proved();
             self.login_refused = false;
         }
-        match script::read(&command, frame, now) {
-            Ok(reply) => {
-                self.bytes = self.bytes.saturating_sub(size(&command));
-                events.push(Event::Replied(waiting.ticket, command, Ok(reply)));
-                true
+        let (reply, usable) = match script::read(&command, frame, now) {
+            Ok(Read { reply, time }) => {
+                if let Some(time) = time {
+                    self.clock.hear(time, now);
+                }
+                (Ok(reply), true)
             }
             Err(Reaction::SendText) => {
-                events.push(self.write(&command, Form::Text));
-                // Behind all that were sent meanwhile, as its reply will be.
-                let command = Some(command);
-                self.waiting.push_back(Waiting { command, sent_at: Some(now), ..waiting });
-                true
+                self.again(Waiting { command: Some(command), ..waiting }, Form::Text, now, events);
+                return true;
             }
-            Err(Reaction::Fail(error)) => {
-                self.bytes = self.bytes.saturating_sub(size(&command));
-                events.push(Event::Replied(waiting.ticket, command, Err(error)));
-                true
+            Err(Reaction::TooLate(time)) => {
+                self.clock.hear(time, now);
+                if waiting.too_late || waiting.deadline <= now {
+                    (Err(StoreError::Unavailable("the claim came to Redis too late")), true)
+                } else {
+                    // What was known of Redis's clock was wrong: it is another Redis, or its clock was set.
+                    let waiting = Waiting { command: Some(command), too_late: true, ..waiting };
+                    self.again(waiting, Form::Digest, now, events);
+                    return true;
+                }
             }
-            Err(Reaction::Reopen(error)) => {
-                self.bytes = self.bytes.saturating_sub(size(&command));
-                events.push(Event::Replied(waiting.ticket, command, Err(error)));
-                false
-            }
+            Err(Reaction::Fail(error)) => (Err(error), true),
+            Err(Reaction::Reopen(error)) => (Err(error), false),
+        };
+        self.bytes = self.bytes.saturating_sub(size(&command));
+        events.push(Event::Replied(waiting.ticket, command, reply));
+        usable
+    }
+
+    /// Sends a command again, behind all that were sent meanwhile, as its reply will be.
+    fn again(&mut self, waiting: Waiting, form: Form, now: Timestamp, events: &mut Vec<Event>) {
+        if let Some(command) = &waiting.command {
+            events.push(self.write(command, form, waiting.deadline));
         }
+        self.waiting.push_back(Waiting { sent_at: Some(now), ..waiting });
     }
 
     fn greeted(&mut self, greeting: Greeting, frame: &Frame, events: &mut Vec<Event>) -> bool {

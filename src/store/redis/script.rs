@@ -5,17 +5,21 @@
 //!
 //! | reply | to | |
 //! |---|---|---|
-//! | `C`, attempt (4 bytes) | claim | the key is yours |
+//! | `C`, Redis's time (8 bytes), attempt (4 bytes) | claim | the key is yours |
 //! | `E`, Redis's time (8 bytes), record | claim | the key is taken |
+//! | `L`, Redis's time (8 bytes) | claim | it came too late; nothing was changed |
 //! | `D` | the others | done |
 //! | `N` | the others | the record is not yours |
+//!
+//! Before all of them stand four bytes of the token that asked. A reply that has others answers another
+//! command, and so would all that follow: one caller would get the answer of the next.
 
 use super::wire::{self, Frame};
 use crate::key::Fingerprint;
 use crate::record::codec::{self, append_answer, encode_head};
 use crate::record::{Head, Kept, Record, State, Token};
 use crate::store::{Command, Reply, StoreError};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, WallTime};
 use sha1::{Digest, Sha1};
 use std::time::Duration;
 
@@ -50,9 +54,19 @@ pub(super) enum Form {
     Text,
 }
 
+/// What a script has replied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Read {
+    pub(super) reply: Reply,
+    /// Redis's time, if the reply says it.
+    pub(super) time: Option<Timestamp>,
+}
+
 /// What to do about a reply that is none of the script's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
+    /// A claim came too late by Redis's clock, which says this.
+    TooLate(Timestamp),
     /// Call it again by its text.
     SendText,
     /// The command has failed; the connection is as good as before.
@@ -79,15 +93,24 @@ impl Scripts {
         }
     }
 
-    /// The parts of the call that carries `command` out on `key`.
-    pub(super) fn parts(&self, key: &str, command: &Command, form: Form) -> Vec<Vec<u8>> {
+    /// The parts of the call that carries `command` out on `key`; a claim not after this time by Redis's
+    /// clock, if that is known.
+    pub(super) fn parts(
+        &self,
+        key: &str,
+        command: &Command,
+        form: Form,
+        not_after: Option<Timestamp>,
+    ) -> Vec<Vec<u8>> {
         let millis = |length: &Duration| length.as_millis().to_string().into_bytes();
         let (script, arguments) = match command {
             Command::Claim { token, fingerprint, lease, unknown_for, .. } => {
                 let lease_until = Timestamp::default();
                 let state = State::Ongoing { lease_until, unknown_for: *unknown_for };
                 let head = encode_head(&draft(*token, *fingerprint, state));
-                (&self.claim, vec![millis(lease), head.to_vec()])
+                // Zero is "nobody knows".
+                let not_after = not_after.map_or(0, |time| time.as_millis().max(1)).to_string();
+                (&self.claim, vec![head.to_vec(), millis(lease), not_after.into_bytes()])
             }
             Command::Extend { token, lease, .. } => {
                 (&self.extend, vec![token.0.to_vec(), millis(lease)])
@@ -118,8 +141,15 @@ impl Scripts {
     }
 
     /// Writes the call behind what is in `out`.
-    pub(super) fn write(&self, out: &mut Vec<u8>, key: &str, command: &Command, form: Form) {
-        let parts = self.parts(key, command, form);
+    pub(super) fn write(
+        &self,
+        out: &mut Vec<u8>,
+        key: &str,
+        command: &Command,
+        form: Form,
+        not_after: Option<Timestamp>,
+    ) {
+        let parts = self.parts(key, command, form, not_after);
         let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
         wire::write(out, &parts);
     }
@@ -127,7 +157,7 @@ impl Scripts {
 
 /// A head of which the script fills in the rest.
 fn draft(token: Token, fingerprint: Fingerprint, state: State<()>) -> Head {
-    Head { token, fingerprint, attempt: 0, first_seen: Timestamp::default(), state }
+    Head { token, fingerprint, attempt: 0, first_seen: WallTime::default(), state }
 }
 
 /// Where the fields of a record begin, as Lua counts, and what its states are called: the codec's words,
@@ -162,43 +192,47 @@ fn prelude() -> String {
 }
 
 /// What a reply to `command` means; `now` is when it came.
-pub(super) fn read(command: &Command, frame: Frame, now: Timestamp) -> Result<Reply, Reaction> {
+pub(super) fn read(command: &Command, frame: Frame, now: Timestamp) -> Result<Read, Reaction> {
     let reply = match frame {
         Frame::BulkString(reply) => reply,
         Frame::Error(text) => return Err(reaction(&text)),
         Frame::SimpleString(_) | Frame::Integer(_) | Frame::Array(_) | Frame::Null => {
-            return Err(Reaction::Reopen(StoreError::Unanswered(FOREIGN)));
+            return Err(foreign());
         }
     };
-    let foreign = Reaction::Reopen(StoreError::Unanswered(FOREIGN));
-    let (tag, rest) = reply.split_first().ok_or(foreign.clone())?;
-    match (command, tag) {
+    let rest = reply.strip_prefix(&tag(command.token())).ok_or(foreign())?;
+    let (letter, rest) = rest.split_first().ok_or(foreign())?;
+    let plain = |reply| Ok(Read { reply, time: None });
+    match (command, letter) {
         (Command::Claim { .. }, b'C') => {
-            let attempt = rest.try_into().map_err(|_| foreign)?;
-            Ok(Reply::Claimed { attempt: u32::from_be_bytes(attempt) })
+            let (time, attempt) = timed(rest)?;
+            let attempt = attempt.try_into().map_err(|_| foreign())?;
+            let reply = Reply::Claimed { attempt: u32::from_be_bytes(attempt) };
+            Ok(Read { reply, time: Some(time) })
         }
         (Command::Claim { .. }, b'E') => {
-            let (time, record) = rest.split_first_chunk().ok_or(foreign)?;
+            let (time, record) = timed(rest)?;
             let record = codec::decode(record)
                 .map_err(|error| Reaction::Fail(StoreError::Unreadable(error.as_str())))?;
-            let there = Timestamp::from_millis(u64::from_be_bytes(*time));
-            Ok(Reply::Exists(by_our_clock(record, there, now)))
+            let reply = Reply::Exists(by_our_clock(record, time, now));
+            Ok(Read { reply, time: Some(time) })
         }
+        (Command::Claim { .. }, b'L') => Err(Reaction::TooLate(timed(rest)?.0)),
         (
             Command::Extend { .. }
             | Command::Complete { .. }
             | Command::Release { .. }
             | Command::MarkUnknown { .. },
             b'D',
-        ) => Ok(Reply::Done),
+        ) => plain(Reply::Done),
         (
             Command::Extend { .. }
             | Command::Complete { .. }
             | Command::Release { .. }
             | Command::MarkUnknown { .. },
             b'N',
-        ) => Ok(Reply::NotOwner),
-        // A reply to another question: whatever follows would be, too.
+        ) => plain(Reply::NotOwner),
+        // A reply to another command: so would be all that follow.
         (
             Command::Claim { .. }
             | Command::Extend { .. }
@@ -206,13 +240,29 @@ pub(super) fn read(command: &Command, frame: Frame, now: Timestamp) -> Result<Re
             | Command::Release { .. }
             | Command::MarkUnknown { .. },
             _,
-        ) => Err(foreign),
+        ) => Err(foreign()),
     }
 }
 
-const FOREIGN: &str = "Redis gave a reply to another question";
+/// What a reply to this token begins with.
+pub(super) fn tag(token: Token) -> [u8; 4] {
+    let [a, b, c, d, ..] = token.0;
+    [a, b, c, d]
+}
 
-/// A record's deadline is a point in Redis's time; what remains of it is the same everywhere.
+/// Redis's time at the head of a reply, and the rest of it.
+fn timed(reply: &[u8]) -> Result<(Timestamp, &[u8]), Reaction> {
+    let (time, rest) = reply.split_first_chunk().ok_or(foreign())?;
+    Ok((Timestamp::from_millis(u64::from_be_bytes(*time)), rest))
+}
+
+fn foreign() -> Reaction {
+    Reaction::Reopen(StoreError::Unanswered(FOREIGN))
+}
+
+const FOREIGN: &str = "Redis gave the reply to another command";
+
+/// A record's deadline is a point in Redis's time. What remains of it is the same everywhere.
 fn by_our_clock(record: Record, there: Timestamp, now: Timestamp) -> Record {
     let ours = |deadline: Timestamp| now.after(there.until(deadline));
     let state = match record.state {
@@ -279,6 +329,7 @@ mod tests {
             key: Key([7; 32]),
             token: Token([1; 16]),
             fingerprint: Fingerprint([2; 32]),
+            first_seen: WallTime::default(),
             lease: Duration::from_secs(10),
             unknown_for: Duration::from_secs(60),
             watch: false,
@@ -296,32 +347,53 @@ mod tests {
     #[test]
     fn a_script_is_called_by_its_digest_and_then_by_its_text() {
         let scripts = Scripts::new();
-        let digest = scripts.parts("idem:07", &claim(), Form::Digest);
-        let text = scripts.parts("idem:07", &claim(), Form::Text);
+        let at = Timestamp::from_millis(7);
+        let digest = scripts.parts("idem:07", &claim(), Form::Digest, None);
+        let text = scripts.parts("idem:07", &claim(), Form::Text, Some(at));
         assert_eq!((digest[0].as_slice(), digest[1].len()), (&b"EVALSHA"[..], 40));
-        assert_eq!((text[0].as_slice(), &text[2..]), (&b"EVAL"[..], &digest[2..]));
-        assert_eq!(&digest[2..5], [b"1".to_vec(), b"idem:07".to_vec(), b"10000".to_vec()]);
-        assert_eq!(digest[5].len(), codec::HEAD_LEN);
+        assert_eq!((text[0].as_slice(), &text[2..6]), (&b"EVAL"[..], &digest[2..6]));
+        assert_eq!(&digest[2..4], [b"1".to_vec(), b"idem:07".to_vec()]);
+        assert_eq!((digest[4].len(), &digest[5][..]), (codec::HEAD_LEN, &b"10000"[..]));
+        assert_eq!((&digest[6][..], &text[6][..]), (&b"0"[..], &b"7"[..]), "not after");
         assert_eq!(
             Sha1::digest(&text[1]).iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
             String::from_utf8_lossy(&digest[1])
         );
     }
 
+    /// A reply to the token of these tests.
+    fn reply(rest: &[u8]) -> Frame {
+        bulk(&[&[1; 4], rest].concat())
+    }
+
     #[test]
     fn a_reply_is_taken_only_for_what_the_command_can_get() {
-        assert_eq!(read(&claim(), bulk(b"C\0\0\0\x02"), NOW), Ok(Reply::Claimed { attempt: 2 }));
-        assert_eq!(read(&extend(), bulk(b"D"), NOW), Ok(Reply::Done));
-        assert_eq!(read(&extend(), bulk(b"N"), NOW), Ok(Reply::NotOwner));
+        let time = Some(Timestamp::from_millis(5));
+        let claimed = Reply::Claimed { attempt: 2 };
+        assert_eq!(
+            read(&claim(), reply(b"C\0\0\0\0\0\0\0\x05\0\0\0\x02"), NOW),
+            Ok(Read { reply: claimed, time })
+        );
+        let plain = |reply| Ok(Read { reply, time: None });
+        assert_eq!(read(&extend(), reply(b"D"), NOW), plain(Reply::Done));
+        assert_eq!(read(&extend(), reply(b"N"), NOW), plain(Reply::NotOwner));
+        assert_eq!(
+            read(&claim(), reply(b"L\0\0\0\0\0\0\0\x05"), NOW),
+            Err(Reaction::TooLate(Timestamp::from_millis(5)))
+        );
         let foreign = Err(Reaction::Reopen(StoreError::Unanswered(FOREIGN)));
         for (command, frame) in [
-            (claim(), bulk(b"D")),
-            (claim(), bulk(b"C\0\0")),
+            (claim(), reply(b"D")),
+            (claim(), reply(b"C\0\0")),
+            (claim(), reply(b"")),
             (claim(), bulk(b"")),
             (claim(), Frame::Null),
             (claim(), Frame::Integer(1)),
-            (extend(), bulk(b"C\0\0\0\x01")),
+            (extend(), reply(b"C\0\0\0\0\0\0\0\x05\0\0\0\x01")),
             (extend(), Frame::SimpleString(b"OK".to_vec())),
+            // What another token was answered.
+            (extend(), bulk(b"\x01\x01\x01\x02D")),
+            (claim(), bulk(b"\x02\x01\x01\x01C\0\0\0\0\0\0\0\x05\0\0\0\x01")),
         ] {
             assert_eq!(read(&command, frame.clone(), NOW), foreign, "{frame:?}");
         }
@@ -333,19 +405,21 @@ mod tests {
             token: Token([1; 16]),
             fingerprint: Fingerprint([2; 32]),
             attempt: 1,
-            first_seen: Timestamp::from_millis(900_000),
+            first_seen: WallTime::from_millis(900_000),
             state: State::Unknown { until: Timestamp::from_millis(1_003_000) },
         };
-        let mut reply = b"E".to_vec();
-        reply.extend_from_slice(&1_000_000_u64.to_be_bytes());
-        reply.extend_from_slice(&codec::encode(&record));
-        let Ok(Reply::Exists(found)) = read(&claim(), bulk(&reply), NOW) else {
+        let mut found = b"E".to_vec();
+        found.extend_from_slice(&1_000_000_u64.to_be_bytes());
+        found.extend_from_slice(&codec::encode(&record));
+        let read_now = |found: &[u8]| read(&claim(), reply(found), NOW);
+        let mut cut = found.clone();
+        let Ok(Read { reply: Reply::Exists(found), .. }) = read_now(&found) else {
             panic!("no record")
         };
         assert_eq!(found.state, State::Unknown { until: Timestamp::from_millis(53_000) });
         assert_eq!(found.first_seen, record.first_seen);
-        reply.truncate(50);
-        let cut = read(&claim(), bulk(&reply), NOW);
+        cut.truncate(50);
+        let cut = read_now(&cut);
         let short = "the record is shorter than its head";
         assert_eq!(cut, Err(Reaction::Fail(StoreError::Unreadable(short))));
     }

@@ -3,10 +3,11 @@
 //! `PUT /EVALSHA/DIGEST/1/KEY/….raw` carries the last part of the command as the body, byte for byte, and
 //! `.raw` asks for Redis's own reply (Webdis README, "File upload" and "Raw output").
 
-use super::script::{self, Form, Reaction, Scripts};
+use super::clock::Clock;
+use super::script::{self, Form, Reaction, Read, Scripts};
 use super::wire::Decoder;
 use super::{Call, Event, Settings, Ticket};
-use crate::store::{Command, Reply, StoreError};
+use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ const MOST_COMMANDS: usize = 1024;
 pub(super) struct Webdis {
     settings: Settings,
     scripts: Scripts,
+    clock: Clock,
     waiting: HashMap<Ticket, Waiting>,
 }
 
@@ -27,11 +29,14 @@ pub(super) struct Webdis {
 struct Waiting {
     command: Command,
     deadline: Timestamp,
+    /// Redis has said that it came too late, although it is in time by this clock.
+    too_late: bool,
 }
 
 impl Webdis {
     pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, scripts: Scripts::new(), waiting: HashMap::new() }
+        let (scripts, clock) = (Scripts::new(), Clock::default());
+        Self { settings, scripts, clock, waiting: HashMap::new() }
     }
 
     pub(super) fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
@@ -39,7 +44,8 @@ impl Webdis {
             let error = StoreError::Unavailable("too many commands are under way");
             return vec![Event::Replied(ticket, command, Err(error))];
         }
-        let waiting = Waiting { command, deadline: now.after(self.settings.timeout) };
+        let deadline = now.after(self.settings.timeout);
+        let waiting = Waiting { command, deadline, too_late: false };
         let event = self.call(ticket, &waiting, Form::Digest, now);
         self.waiting.insert(ticket, waiting);
         vec![event]
@@ -52,9 +58,26 @@ impl Webdis {
         body: &[u8],
         now: Timestamp,
     ) -> Vec<Event> {
-        let Some(waiting) = self.waiting.remove(&ticket) else { return Vec::new() };
+        let Some(mut waiting) = self.waiting.remove(&ticket) else { return Vec::new() };
         match reply(&waiting.command, status, body, now) {
-            Ok(reply) => vec![Event::Replied(ticket, waiting.command, Ok(reply))],
+            Ok(Read { reply, time }) => {
+                if let Some(time) = time {
+                    self.clock.hear(time, now);
+                }
+                vec![Event::Replied(ticket, waiting.command, Ok(reply))]
+            }
+            Err(Reaction::TooLate(time)) if now < waiting.deadline && !waiting.too_late => {
+                self.clock.hear(time, now);
+                waiting.too_late = true;
+                let event = self.call(ticket, &waiting, Form::Digest, now);
+                self.waiting.insert(ticket, waiting);
+                vec![event]
+            }
+            Err(Reaction::TooLate(time)) => {
+                self.clock.hear(time, now);
+                let late = StoreError::Unavailable("the claim came to Redis too late");
+                vec![Event::Replied(ticket, waiting.command, Err(late))]
+            }
             Err(Reaction::SendText) if now < waiting.deadline => {
                 let event = self.call(ticket, &waiting, Form::Text, now);
                 self.waiting.insert(ticket, waiting);
@@ -73,7 +96,8 @@ impl Webdis {
 
     fn call(&self, ticket: Ticket, waiting: &Waiting, form: Form, now: Timestamp) -> Event {
         let name = self.settings.name(waiting.command.key());
-        let mut parts = self.scripts.parts(&name, &waiting.command, form);
+        let mut parts =
+            self.scripts.parts(&name, &waiting.command, form, self.clock.there(waiting.deadline));
         let body = parts.pop().unwrap_or_default();
         let mut path = String::new();
         for part in &parts {
@@ -93,7 +117,7 @@ fn contains(text: &[u8], wanted: &[u8]) -> bool {
     text.windows(wanted.len()).any(|window| window == wanted)
 }
 
-fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<Reply, Reaction> {
+fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<Read, Reaction> {
     let fail = |why| Reaction::Fail(StoreError::Unanswered(why));
     match status {
         200 => {}

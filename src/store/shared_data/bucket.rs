@@ -1,18 +1,12 @@
 //! One bucket of the table, as a value: entries in fixed places.
 
 use super::Tally;
+use super::entry::{ENTRY_BYTES, Entry, answer_bytes, is_free, used};
 use crate::key::Key;
-use crate::record::codec::{HEAD_LEN, decode_head, encode_head};
-use crate::record::{Head, Kept, State, Token};
+use crate::record::Token;
 use crate::store::StoreError;
-use crate::store::life::{Worth, worth};
+use crate::store::life::Worth;
 use crate::time::Timestamp;
-
-/// Key, head of the record, bytes of its answer, last use, watched. Free places are all zero.
-pub(super) const ENTRY_BYTES: usize = USED_AT + 8 + 1;
-const HEAD_AT: usize = 32;
-const ANSWER_BYTES_AT: usize = HEAD_AT + HEAD_LEN;
-const USED_AT: usize = ANSWER_BYTES_AT + 4;
 
 /// The entries of one bucket, as they stand in shared data: most commands look at one of them, so the
 /// others stay bytes. An entry keeps its place as long as it lives, for the place names the slot that its
@@ -22,20 +16,6 @@ pub(super) struct Bucket {
     bytes: Vec<u8>,
     /// Since it was read; without what was evicted.
     changed: Tally,
-}
-
-/// A record of the table, without its answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) key: Key,
-    pub(super) head: Head,
-    /// Bytes of the answer in the entry's slot.
-    pub(super) answer_bytes: u32,
-    /// The higher, the later it was used: a count within the bucket, so that no clock is needed to tell
-    /// which of two entries of the same millisecond is older.
-    pub(super) used: u64,
-    /// Somebody waits for the end of the claim.
-    pub(super) watched: bool,
 }
 
 /// An entry that had to go, or its answer had; its slot is to be cleared.
@@ -91,10 +71,7 @@ impl Bucket {
 
     /// The last uses of all entries; zero for free places.
     fn uses(&self) -> impl Iterator<Item = u64> {
-        self.places().map(|entry| {
-            let used = entry.get(USED_AT..).and_then(|rest| rest.first_chunk::<8>());
-            used.map_or(0, |used| u64::from_be_bytes(*used))
-        })
+        self.places().map(used)
     }
 
     /// What the last use of an entry used now is.
@@ -138,7 +115,7 @@ impl Bucket {
         let mut answers: Vec<_> = self
             .entries()
             .filter(|(place, entry)| *place != keep && entry.answer_bytes > 0)
-            .map(|(place, entry)| (worth(&entry.head, now), entry.used, place, entry))
+            .map(|(place, entry)| (entry.knowledge.worth(now), entry.used, place, entry))
             .collect();
         answers.sort_unstable_by_key(|(worth, used, place, _)| (*worth, *used, *place));
         let mut taken: u64 =
@@ -152,7 +129,8 @@ impl Bucket {
             if worth == Worth::Nothing {
                 dropped.extend(self.drop_entry(place, now));
             } else {
-                dropped.push(Dropped { place, token: entry.head.token, evicted: true });
+                let token = entry.token();
+                dropped.extend(token.map(|token| Dropped { place, token, evicted: true }));
                 self.put(place, &entry.without_answer());
             }
         }
@@ -180,80 +158,21 @@ impl Bucket {
         let before = holds(bytes);
         bytes.fill(0);
         self.replaced(before, (0, 0));
-        let evicted = worth(&entry.head, now) > Worth::Nothing;
-        Some(Dropped { place, token: entry.head.token, evicted })
+        let evicted = entry.knowledge.worth(now) > Worth::Question;
+        Some(Dropped { place, token: entry.token()?, evicted })
     }
 
     /// The entry that is worth least, and of those the one that was not used for longest.
     fn least(&self, now: Timestamp) -> Option<(usize, Worth)> {
         self.entries()
-            .map(|(place, entry)| ((worth(&entry.head, now), entry.used), place))
+            .map(|(place, entry)| ((entry.knowledge.worth(now), entry.used), place))
             .filter(|((worth, _), _)| *worth < Worth::Claim)
             .min()
             .map(|((worth, _), place)| (place, worth))
     }
 }
 
-impl Entry {
-    fn without_answer(self) -> Self {
-        let head = match self.head.state {
-            State::Finished { until, status, kept: Kept::Answer(()) } => {
-                self.head.with_state(State::Finished { until, status, kept: Kept::Nothing })
-            }
-            State::Ongoing { .. }
-            | State::Unknown { .. }
-            | State::Finished { kept: Kept::StatusOnly | Kept::Nothing, .. } => self.head,
-        };
-        Self { head, answer_bytes: 0, ..self }
-    }
-
-    fn read(bytes: &[u8]) -> Result<Option<Self>, StoreError> {
-        let unreadable = StoreError::Unreadable("an entry of the table is cut short");
-        let parts = || {
-            let (key, rest) = bytes.split_first_chunk::<32>()?;
-            let (head, rest) = rest.split_first_chunk::<HEAD_LEN>()?;
-            let (answer_bytes, rest) = rest.split_first_chunk::<4>()?;
-            let (used, rest) = rest.split_first_chunk::<8>()?;
-            let watched = *rest.first()?;
-            Some((key, head, answer_bytes, used, watched))
-        };
-        let (key, head, answer_bytes, used, watched) = parts().ok_or(unreadable)?;
-        if is_free(bytes) {
-            return Ok(None);
-        }
-        Ok(Some(Self {
-            key: Key(*key),
-            head: decode_head(head).map_err(|error| StoreError::Unreadable(error.as_str()))?,
-            answer_bytes: u32::from_be_bytes(*answer_bytes),
-            used: u64::from_be_bytes(*used),
-            watched: watched != 0,
-        }))
-    }
-
-    fn write(&self, place: &mut [u8]) {
-        let fields: [&[u8]; 5] = [
-            &self.key.0,
-            &encode_head(&self.head),
-            &self.answer_bytes.to_be_bytes(),
-            &self.used.to_be_bytes(),
-            &[u8::from(self.watched)],
-        ];
-        for (to, from) in place.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
-    }
-}
-
 /// Records in a place, one or none, and bytes of the answer in its slot.
 fn holds(entry: &[u8]) -> (i64, i64) {
-    if is_free(entry) {
-        return (0, 0);
-    }
-    let bytes = entry.get(ANSWER_BYTES_AT..).and_then(|rest| rest.first_chunk::<4>());
-    (1, bytes.map_or(0, |bytes| i64::from(u32::from_be_bytes(*bytes))))
-}
-
-/// A head begins with its version, which is never zero.
-fn is_free(entry: &[u8]) -> bool {
-    entry.get(HEAD_AT).is_none_or(|version| *version == 0)
+    if is_free(entry) { (0, 0) } else { (1, i64::from(answer_bytes(entry))) }
 }

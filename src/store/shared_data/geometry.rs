@@ -1,6 +1,6 @@
 //! How many buckets, how many entries in each, how many bytes for their answers.
 
-use super::bucket::ENTRY_BYTES;
+use super::entry::ENTRY_BYTES;
 use std::fmt;
 
 /// What the table may take, and what it must be able to hold.
@@ -123,9 +123,9 @@ mod tests {
     fn a_budget_that_heads_alone_would_take_is_refused() {
         let capacity = Capacity { entries: 1_000_000, budget_bytes: 1 << 20, largest_answer: 1 };
         let error = Geometry::of(capacity).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "too small for so many entries, wanted a budget of 239MiB or more"
-        );
+        let least = (2 * 1_000_000 * ENTRY_BYTES).div_ceil(1 << 20);
+        let wanted =
+            format!("too small for so many entries, wanted a budget of {least}MiB or more");
+        assert_eq!(error.to_string(), wanted);
     }
 }

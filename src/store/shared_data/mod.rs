@@ -1,22 +1,24 @@
 //! Records in Envoy's shared data: a fixed set-associative table, changed by compare-and-swap alone.
 
 mod bucket;
+mod entry;
 mod geometry;
 
+pub use entry::{Asking, Kind, Knowledge, Known, Wake};
 pub use geometry::{Capacity, TooManyEntries};
 
 use super::life::{self, Change, Verdict};
 use super::{Command, Reply, StoreError};
 use crate::key::Key;
 use crate::record::codec::{append_answer, decode_answer};
-use crate::record::{Answer, Head, Kept, State, Token};
+use crate::record::{Answer, Head, Kept, Record, State, Token};
 use crate::time::Timestamp;
-use bucket::{Bucket, Dropped, Entry};
+use bucket::{Bucket, Dropped};
+use entry::Entry;
 use geometry::Geometry;
 use std::cell::Cell;
 use std::fmt;
 use std::ops::AddAssign;
-use std::time::Duration;
 
 /// Envoy's shared data: one map of the process, whose values have versions.
 pub trait SharedData {
@@ -86,6 +88,58 @@ pub struct Executed {
     pub wake: bool,
 }
 
+/// What a look at a key comes to, as whoever looks judges it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged<T> {
+    /// What is said.
+    pub says: Says<T>,
+    /// What takes the place of what is known; `None`: it stays.
+    pub next: Option<Knowledge>,
+    /// Whoever looks is to be told when what is known changes.
+    pub watch: bool,
+}
+
+/// What is said of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Says<T> {
+    /// The record, which has this head now. Its answer is read.
+    Record(Head),
+    /// Something else.
+    Other(T),
+}
+
+/// What a look has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Looked<T> {
+    /// What is said.
+    pub said: Said<T>,
+    /// Who is to look again.
+    pub wake: Wake,
+}
+
+/// What is said of a key, the record with its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said<T> {
+    /// The record.
+    Record(Record),
+    /// Something else.
+    Other(T),
+}
+
+/// What became of an answer that was to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It is kept.
+    Kept {
+        /// Who is to look again.
+        wake: Wake,
+    },
+    /// There is nothing in whose place it may stand; nothing was changed.
+    Refused,
+    /// It is more than the table can hold; nothing was changed.
+    DoesNotFit,
+}
+
 /// Why the table could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenError {
@@ -117,9 +171,10 @@ struct Opened {
     found: Option<(usize, Entry)>,
 }
 
-/// One try of a command.
+/// One try of a look or a change.
 enum Try<T> {
-    Executed(T),
+    Done(T),
+    /// Somebody else has changed the bucket meanwhile.
     Again,
 }
 
@@ -135,7 +190,7 @@ impl<S: SharedData> MemoryStore<S> {
     pub fn open(shared: S, plugin: &str, capacity: Capacity) -> Result<Self, OpenError> {
         let geometry = Geometry::of(capacity).map_err(OpenError::Capacity)?;
         let Geometry { buckets, ways, answer_bytes } = geometry;
-        let prefix = format!("envoy-idempotency/1/{plugin}/{buckets}x{ways}x{answer_bytes}");
+        let prefix = format!("envoy-idempotency/2/{plugin}/{buckets}x{ways}x{answer_bytes}");
         let store = Self { shared, prefix, geometry, tally: Cell::default() };
         store.prove_atomicity()?;
         for bucket in 0..buckets {
@@ -157,50 +212,28 @@ impl<S: SharedData> MemoryStore<S> {
         self.tally.take()
     }
 
-    /// Carries out a command.
+    /// Carries out a command, as the only store that there is.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was changed then.
     pub fn execute(&self, command: &Command, now: Timestamp) -> Result<Executed, StoreError> {
-        self.execute_for(command, Duration::MAX, now)
-    }
-
-    /// Carries out a command, and keeps what is finished no longer than `longest`.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`]; nothing was changed then.
-    pub fn execute_for(
-        &self,
-        command: &Command,
-        longest: Duration,
-        now: Timestamp,
-    ) -> Result<Executed, StoreError> {
         let key = command.key();
-        let judge = |head: Option<&Head>| match life::apply(head, command, now) {
-            Verdict::Done(Change::Put(head)) => {
-                Verdict::Done(Change::Put(shorten(head, now.after(longest))))
-            }
-            verdict @ (Verdict::Done(Change::Keep | Change::Remove)
-            | Verdict::Claimed { .. }
-            | Verdict::Exists(_)
-            | Verdict::NotOwner) => verdict,
-        };
-        match command {
-            Command::Complete { token, kept: Kept::Answer(answer), .. } => {
-                match self.put(key, &slot(*token, answer), *token, &judge, now)? {
-                    Some(executed) => Ok(executed),
-                    // More than can be kept here: it ran, and that is what is kept.
-                    None => self.execute_for(&tombstone(command), longest, now),
-                }
-            }
-            Command::Claim { watch, .. } => self.look(key, &judge, *watch, now),
-            Command::Extend { .. }
-            | Command::Complete { kept: Kept::StatusOnly | Kept::Nothing, .. }
-            | Command::Release { .. }
-            | Command::MarkUnknown { .. } => self.change(key, &judge, now),
+        if let Command::Complete { token, kept: Kept::Answer(answer), .. } = command {
+            let judge = |knowledge: &Knowledge| local(knowledge, command, now).next;
+            return match self.put(key, *token, answer, &judge, now)? {
+                Put::Kept { wake } => Ok(Executed { reply: Reply::Done, wake: wake.waiters }),
+                // More than can be kept here: it ran, and that is what is kept. So it is if the record has
+                // ended already, or is another's.
+                Put::DoesNotFit | Put::Refused => self.execute(&tombstone(command), now),
+            };
         }
+        let looked = self.look(key, &|knowledge| local(knowledge, command, now), now)?;
+        let reply = match looked.said {
+            Said::Record(record) => Reply::Exists(record),
+            Said::Other(reply) => reply,
+        };
+        Ok(Executed { reply, wake: looked.wake.waiters })
     }
 
     fn create(&self, key: &str) -> Result<(), OpenError> {
@@ -261,61 +294,39 @@ impl<S: SharedData> MemoryStore<S> {
         }
     }
 
-    /// Puts `record`, and the answer it keeps, in the place of one that it may stand for; `None` if there is
-    /// none of that kind, or the record does not fit.
-    ///
-    /// It is how a copy of what another store keeps comes here, so nothing is left in its place that
-    /// would not be true: no tombstone for an answer that is too large.
+    /// Looks at what is known of `key`, and changes it as `judge` says, which may be asked more than once.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was changed then.
-    pub fn replace(
+    pub fn look<T>(
         &self,
         key: Key,
-        instead_of: &dyn Fn(&Head) -> bool,
-        record: &Head,
-        answer: Option<&Answer>,
+        judge: &dyn Fn(&Knowledge) -> Judged<T>,
         now: Timestamp,
-    ) -> Result<Option<Executed>, StoreError> {
-        let ours = |head: Option<&Head>| match head {
-            Some(head) if instead_of(head) => Verdict::Done(Change::Put(record.clone())),
-            Some(_) | None => Verdict::NotOwner,
-        };
-        let executed = match answer {
-            Some(answer) => self.put(key, &slot(record.token, answer), record.token, &ours, now)?,
-            None => Some(self.change(key, &ours, now)?),
-        };
-        Ok(executed.filter(|executed| executed.reply == Reply::Done))
+    ) -> Result<Looked<T>, StoreError> {
+        self.until_done(|| self.try_look(key, judge, now))
     }
 
-    /// Looks at the record under `key` as `judge` says; `watch` leaves word, as a claim's does.
+    /// Keeps `answer`, of the record that `judge` puts in the place of what is known.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; nothing was changed then.
-    pub fn look(
+    pub fn put(
         &self,
         key: Key,
-        judge: &dyn Fn(Option<&Head>) -> Verdict,
-        watch: bool,
+        token: Token,
+        answer: &Answer,
+        judge: &dyn Fn(&Knowledge) -> Option<Knowledge>,
         now: Timestamp,
-    ) -> Result<Executed, StoreError> {
-        self.until_done(|| self.transition(key, judge, watch, now))
-    }
-
-    /// Changes the record under `key` as `judge` says, which may be asked more than once.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`]; nothing was changed then.
-    pub fn change(
-        &self,
-        key: Key,
-        judge: &dyn Fn(Option<&Head>) -> Verdict,
-        now: Timestamp,
-    ) -> Result<Executed, StoreError> {
-        self.look(key, judge, false, now)
+    ) -> Result<Put, StoreError> {
+        let slot = slot(token, answer);
+        let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
+        let (Some(room), Ok(answer_bytes)) = (room, u32::try_from(slot.len())) else {
+            return Ok(Put::DoesNotFit);
+        };
+        self.until_done(|| self.try_put(key, &slot, (token, answer_bytes, room), judge, now))
     }
 
     fn until_done<T>(
@@ -324,80 +335,96 @@ impl<S: SharedData> MemoryStore<S> {
     ) -> Result<T, StoreError> {
         for _ in 0..TRIES {
             match attempt()? {
-                Try::Executed(executed) => return Ok(executed),
+                Try::Done(done) => return Ok(done),
                 Try::Again => {}
             }
         }
         Err(StoreError::Contended)
     }
 
-    /// Every transition but the one that brings an answer along.
-    fn transition(
+    fn try_look<T>(
         &self,
         key: Key,
-        judge: &dyn Fn(Option<&Head>) -> Verdict,
-        watch: bool,
+        judge: &dyn Fn(&Knowledge) -> Judged<T>,
         now: Timestamp,
-    ) -> Result<Try<Executed>, StoreError> {
+    ) -> Result<Try<Looked<T>>, StoreError> {
         let mut opened = self.read(self.bucket_of(key), key)?;
-        let head = opened.found.as_ref().map(|(_, entry)| &entry.head);
-        match judge(head) {
-            Verdict::NotOwner => Ok(done(Reply::NotOwner, false)),
-            Verdict::Exists(head) => self.exists(opened, &head, watch),
-            Verdict::Claimed { attempt, change } => {
-                self.put_head(opened, key, change, now, Reply::Claimed { attempt })
-            }
-            Verdict::Done(Change::Remove) => {
-                let Some((place, entry)) = opened.found.take() else {
-                    return Ok(done(Reply::Done, false));
-                };
-                // It goes because it is to go.
-                let removed = opened.bucket.drop_entry(place, now);
-                let removed = removed.map(|removed| Dropped { evicted: false, ..removed });
-                self.finish(&opened, removed.as_slice(), Reply::Done, entry.watched)
-            }
-            Verdict::Done(change) => self.put_head(opened, key, change, now, Reply::Done),
-        }
-    }
-
-    fn put_head(
-        &self,
-        mut opened: Opened,
-        key: Key,
-        change: Change,
-        now: Timestamp,
-        reply: Reply,
-    ) -> Result<Try<Executed>, StoreError> {
-        let head = match change {
-            Change::Put(head) => head,
-            Change::Keep | Change::Remove => return Ok(done(reply, false)),
+        let nothing = Knowledge::default();
+        let before = opened.found.as_ref().map_or(&nothing, |(_, entry)| &entry.knowledge);
+        let Judged { says, next, watch } = judge(before);
+        let changed = match next.filter(|next| next != before) {
+            Some(next) => self.change(&mut opened, key, next, watch, now)?,
+            None => self.touch(&mut opened, watch)?,
         };
-        let used = opened.bucket.next_use();
-        let before = opened.found.as_ref().map(|(_, entry)| (entry.head.token, entry.head.attempt));
-        let (place, dropped, watched) = match opened.found.take() {
-            Some((place, entry)) => {
-                // A record that was over may leave an answer behind.
-                let stale = (entry.answer_bytes > 0).then_some(Dropped {
-                    place,
-                    token: entry.head.token,
-                    evicted: false,
-                });
-                (place, stale, entry.watched)
-            }
-            None => match opened.bucket.make_room(self.geometry.ways, now) {
-                Some((place, dropped)) => (place, dropped, false),
-                None => return Err(StoreError::Full),
+        let Try::Done(wake) = changed else { return Ok(Try::Again) };
+        let said = match says {
+            Says::Other(said) => Said::Other(said),
+            Says::Record(head) => match self.complete(&opened, &head)? {
+                Some(record) => Said::Record(record),
+                None => return Ok(Try::Again),
             },
         };
-        // Who waits is told of every change but a heartbeat.
-        let same_claim = before.is_some_and(|(token, attempt)| {
-            (token, attempt) == (head.token, head.attempt)
-                && matches!(head.state, State::Ongoing { .. })
-        });
-        let (wake, watched) = (watched && !same_claim, watched && same_claim);
-        let entry = Entry { key, head, answer_bytes: 0, used, watched };
+        Ok(Try::Done(Looked { said, wake }))
+    }
+
+    /// Puts `next` in the place of what is known, and says who is to look again.
+    fn change(
+        &self,
+        opened: &mut Opened,
+        key: Key,
+        next: Knowledge,
+        watch: bool,
+        now: Timestamp,
+    ) -> Result<Try<Wake>, StoreError> {
+        let used = opened.bucket.next_use();
+        let Some((place, entry)) = opened.found.take() else {
+            let Some((place, dropped)) = opened.bucket.make_room(self.geometry.ways, now) else {
+                return Err(StoreError::Full);
+            };
+            let entry = Entry { key, knowledge: next, answer_bytes: 0, used, watched: watch };
+            opened.bucket.put(place, &entry);
+            opened.found = Some((place, entry));
+            return self.finish(opened, dropped.as_slice(), Wake::NOBODY);
+        };
+        let wake = woken(&entry, &next);
+        if next.is_empty() {
+            // It goes because it is to go.
+            let removed = opened.bucket.drop_entry(place, now);
+            let removed = removed.map(|removed| Dropped { evicted: false, ..removed });
+            return self.finish(opened, removed.as_slice(), wake);
+        }
+        let keeps_answer = |head: &Head| {
+            let kept = matches!(head.state, State::Finished { kept: Kept::Answer(()), .. });
+            kept && entry.token() == Some(head.token)
+        };
+        let keeps_answer = next.head().is_some_and(keeps_answer);
+        // What is over may leave an answer behind.
+        let stale = (entry.answer_bytes > 0 && !keeps_answer)
+            .then(|| entry.token().map(|token| Dropped { place, token, evicted: false }));
+        let watched = (entry.watched && !wake.waiters) || watch;
+        let answer_bytes = if keeps_answer { entry.answer_bytes } else { 0 };
+        let entry = Entry { key, knowledge: next, answer_bytes, used, watched };
         opened.bucket.put(place, &entry);
-        self.finish(&opened, dropped.as_slice(), reply, wake)
+        opened.found = Some((place, entry));
+        self.finish(opened, stale.flatten().as_slice(), wake)
+    }
+
+    /// What is known stays; who watches is written down, and now and then that it was used.
+    fn touch(&self, opened: &mut Opened, watch: bool) -> Result<Try<Wake>, StoreError> {
+        let Some((place, entry)) = opened.found.clone() else { return Ok(Try::Done(Wake::NOBODY)) };
+        if watch && !entry.watched {
+            // In the same swap as the look: an end that comes between the two makes it fail.
+            opened.bucket.put(place, &Entry { watched: true, ..entry });
+            if !self.swap(opened)? {
+                return Ok(Try::Again);
+            }
+        } else if opened.bucket.is_stale(&entry) {
+            let used = opened.bucket.next_use();
+            opened.bucket.put(place, &Entry { used, ..entry });
+            // Lost: somebody else changed the bucket, and the use is not written down this time.
+            let _ = self.swap(opened)?;
+        }
+        Ok(Try::Done(Wake::NOBODY))
     }
 
     /// Swaps the bucket and clears the slots of what was dropped: in this order, so that an answer goes
@@ -406,9 +433,8 @@ impl<S: SharedData> MemoryStore<S> {
         &self,
         opened: &Opened,
         dropped: &[Dropped],
-        reply: Reply,
-        wake: bool,
-    ) -> Result<Try<Executed>, StoreError> {
+        wake: Wake,
+    ) -> Result<Try<Wake>, StoreError> {
         if !self.swap(opened)? {
             return Ok(Try::Again);
         }
@@ -421,68 +447,35 @@ impl<S: SharedData> MemoryStore<S> {
         for dropped in dropped {
             self.clear_slot(opened.number, dropped.place, dropped.token);
         }
-        Ok(done(reply, wake))
+        Ok(Try::Done(wake))
     }
 
-    /// Somebody has the key: reads their answer, and leaves word if the command wants to be woken.
-    fn exists(
-        &self,
-        mut opened: Opened,
-        head: &Head,
-        watch: bool,
-    ) -> Result<Try<Executed>, StoreError> {
-        let Some((place, entry)) = opened.found.take() else { return Ok(Try::Again) };
-        let ongoing = matches!(head.state, State::Ongoing { .. });
-        if ongoing && watch && !entry.watched {
-            // In the same swap as the look: an end that comes between the two makes it fail.
-            opened.bucket.put(place, &Entry { watched: true, ..entry.clone() });
-            if !self.swap(&opened)? {
-                return Ok(Try::Again);
-            }
-        } else if opened.bucket.is_stale(&entry) {
-            let used = opened.bucket.next_use();
-            opened.bucket.put(place, &Entry { used, ..entry.clone() });
-            // Lost: somebody else changed the bucket, and the use is not written down this time.
-            let _ = self.swap(&opened)?;
-        }
-        let mut moved = false;
+    /// The record with its answer; `None` if the answer has moved since the bucket was read.
+    fn complete(&self, opened: &Opened, head: &Head) -> Result<Option<Record>, StoreError> {
+        let Some((place, entry)) = &opened.found else {
+            return head.try_complete(|| Ok(None)).map(Some);
+        };
+        let mut missing = false;
         let record = head.try_complete(|| {
-            let answer = self.read_slot(opened.number, place, entry.head.token)?;
-            moved = answer.is_none();
+            let answer = self.read_slot(opened.number, *place, head.token)?;
+            missing = answer.is_none();
             Ok::<_, StoreError>(answer)
         })?;
-        if moved {
+        if missing {
             // The slot has another answer by now, so the bucket has changed, too: look again. A slot
             // that was lost for good is a tombstone.
             let now_there = self.read(opened.number, entry.key)?.found;
-            let same = now_there.is_some_and(|(at, now_there)| {
-                at == place && now_there.head.token == entry.head.token
-            });
+            let same = now_there
+                .is_some_and(|(at, now_there)| at == *place && now_there.token() == entry.token());
             if !same {
-                return Ok(Try::Again);
+                return Ok(None);
             }
         }
-        Ok(done(Reply::Exists(record), false))
+        Ok(Some(record))
     }
 
-    /// Writes an answer into its slot and then its record, as `judge` says, into the bucket; `None` if the
-    /// answer does not fit.
-    fn put(
-        &self,
-        key: Key,
-        slot: &[u8],
-        token: Token,
-        judge: &dyn Fn(Option<&Head>) -> Verdict,
-        now: Timestamp,
-    ) -> Result<Option<Executed>, StoreError> {
-        let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
-        let (Some(room), Ok(answer_bytes)) = (room, u32::try_from(slot.len())) else {
-            return Ok(None);
-        };
-        self.until_done(|| self.try_put(key, slot, (token, answer_bytes, room), judge, now))
-            .map(Some)
-    }
-
+    /// Writes an answer into its slot and then its record, as `judge` says, into the bucket.
+    ///
     /// The slot's version is read *before* the bucket is: who still owns the bucket's record then writes
     /// over nothing that a successor wrote since.
     fn try_put(
@@ -490,26 +483,20 @@ impl<S: SharedData> MemoryStore<S> {
         key: Key,
         slot: &[u8],
         (token, answer_bytes, room): (Token, u32, u64),
-        judge: &dyn Fn(Option<&Head>) -> Verdict,
+        judge: &dyn Fn(&Knowledge) -> Option<Knowledge>,
         now: Timestamp,
-    ) -> Result<Try<Executed>, StoreError> {
+    ) -> Result<Try<Put>, StoreError> {
         let number = self.bucket_of(key);
         let Some((place, _)) = self.read(number, key)?.found else {
-            return Ok(done(Reply::NotOwner, false));
+            return Ok(Try::Done(Put::Refused));
         };
         let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
         let mut opened = self.read(number, key)?;
         let Some((found_at, entry)) = opened.found.take() else {
-            return Ok(done(Reply::NotOwner, false));
+            return Ok(Try::Done(Put::Refused));
         };
-        let head = match judge(Some(&entry.head)) {
-            Verdict::Done(Change::Put(head)) => head,
-            Verdict::Done(Change::Keep | Change::Remove) => {
-                return Ok(done(Reply::Done, false));
-            }
-            Verdict::NotOwner | Verdict::Exists(_) | Verdict::Claimed { .. } => {
-                return Ok(done(Reply::NotOwner, false));
-            }
+        let Some(knowledge) = judge(&entry.knowledge) else {
+            return Ok(Try::Done(Put::Refused));
         };
         let (Some(slot_cas), true) = (slot_cas, found_at == place) else { return Ok(Try::Again) };
         let dropped = opened.bucket.make_bytes(room, place, now);
@@ -521,16 +508,18 @@ impl<S: SharedData> MemoryStore<S> {
             }
         }
         let used = opened.bucket.next_use();
-        let wake = entry.watched;
-        let finished = Entry { key: entry.key, head, answer_bytes, used, watched: false };
+        let wake = woken(&entry, &knowledge);
+        let finished = Entry { key: entry.key, knowledge, answer_bytes, used, watched: false };
         opened.bucket.put(place, &finished);
-        let tried = self.finish(&opened, &dropped, Reply::Done, wake)?;
-        if matches!(tried, Try::Again) {
-            // Whether the record is still ours shows when it is tried again; until then, the slot is
-            // no one's.
-            self.clear_slot(number, place, token);
+        match self.finish(&opened, &dropped, wake)? {
+            Try::Done(wake) => Ok(Try::Done(Put::Kept { wake })),
+            Try::Again => {
+                // Whether the record is still ours shows when it is tried again; until then, the slot is
+                // no one's.
+                self.clear_slot(number, place, token);
+                Ok(Try::Again)
+            }
         }
-        Ok(tried)
     }
 
     fn read_slot(
@@ -562,6 +551,12 @@ impl<S: SharedData> MemoryStore<S> {
     }
 }
 
+/// Who is to look again when `next` takes the place of what the entry has.
+fn woken(entry: &Entry, next: &Knowledge) -> Wake {
+    let wake = entry.knowledge.wakes(next);
+    Wake { waiters: wake.waiters && entry.watched, ..wake }
+}
+
 /// An answer as it stands in its slot: behind the token of its record.
 fn slot(token: Token, answer: &Answer) -> Vec<u8> {
     let mut slot = token.0.to_vec();
@@ -569,19 +564,31 @@ fn slot(token: Token, answer: &Answer) -> Vec<u8> {
     slot
 }
 
-fn done(reply: Reply, wake: bool) -> Try<Executed> {
-    Try::Executed(Executed { reply, wake })
-}
-
-/// The same record, over at `longest` if it is finished.
-fn shorten(head: Head, longest: Timestamp) -> Head {
-    match &head.state {
-        State::Finished { until, status, kept } => {
-            let until = (*until).min(longest);
-            head.with_state(State::Finished { until, status: *status, kept: kept.clone() })
+/// What `command` does to what is known, when no other store is asked.
+pub(super) fn local(knowledge: &Knowledge, command: &Command, now: Timestamp) -> Judged<Reply> {
+    let next = |change| match change {
+        Change::Keep => None,
+        Change::Put(head) => {
+            let known = Known { kind: Kind::LocalOnly, head, seen_at: now, since: now };
+            Some(Knowledge { known: Some(known), asking: knowledge.asking })
         }
-        State::Ongoing { .. } | State::Unknown { .. } => head,
-    }
+        Change::Remove => Some(Knowledge { known: None, asking: knowledge.asking }),
+    };
+    let (says, next) = match life::apply(knowledge.head(), command, now) {
+        Verdict::Claimed { attempt, change } => {
+            (Says::Other(Reply::Claimed { attempt }), next(change))
+        }
+        Verdict::Exists(head) => (Says::Record(head), None),
+        Verdict::Done(change) => (Says::Other(Reply::Done), next(change)),
+        Verdict::NotOwner => (Says::Other(Reply::NotOwner), None),
+    };
+    let watch = match (command, &says) {
+        (Command::Claim { watch, .. }, Says::Record(head)) => {
+            *watch && matches!(head.state, State::Ongoing { .. })
+        }
+        _ => false,
+    };
+    Judged { says, next, watch }
 }
 
 /// The same command without its answer, which is not copied.

@@ -2,6 +2,7 @@ use super::*;
 use crate::key::Fingerprint;
 use crate::record::Answer;
 use crate::store::shared_data::{Capacity, INSERT, SharedDataError};
+use crate::time::WallTime;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
@@ -59,6 +60,8 @@ fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(1_000_000_000 + millis)
 }
 
+const FIRST_SEEN: WallTime = WallTime::from_millis(7);
+
 fn token(number: u8) -> Token {
     Token([number; 16])
 }
@@ -77,6 +80,7 @@ fn claim_of(key: Key, number: u8, watch: bool) -> Command {
         key,
         token: token(number),
         fingerprint: SAME,
+        first_seen: FIRST_SEEN,
         lease: LEASE,
         unknown_for: UNKNOWN_FOR,
         watch,
@@ -106,7 +110,7 @@ fn answer(bytes: usize) -> Kept {
 
 /// A record of another Envoy's, by token number 9.
 fn elsewhere(state: State) -> Record {
-    Record { token: token(9), fingerprint: SAME, attempt: 2, first_seen: at(0), state }
+    Record { token: token(9), fingerprint: SAME, attempt: 2, first_seen: FIRST_SEEN, state }
 }
 
 fn ongoing(lease_until: u64) -> Record {
@@ -124,9 +128,8 @@ fn tiers(map: &Map) -> Tiers<&Map> {
 /// The record that a claim is answered by without the shared store; `None` if that is asked.
 fn known(tiers: &Tiers<&Map>, claim: &Command, millis: u64) -> Option<Record> {
     match tiers.begin(claim, at(millis)) {
-        Begun::Answered(Executed { reply: Reply::Exists(record), .. }) => Some(record),
-        Begun::Answered(executed) => panic!("nothing but a record can be known: {executed:?}"),
-        Begun::Undecided(until) => panic!("somebody asks, until {until}"),
+        Begun::Answered(record) => Some(record),
+        Begun::Undecided(until) => panic!("somebody asks, until {until:?}"),
         Begun::AskShared => None,
     }
 }
@@ -150,11 +153,15 @@ fn asks(
     tiers.conclude(claim, reply, at(millis))
 }
 
+fn plain(reply: Result<Reply, StoreError>, wake: bool) -> Concluded {
+    Concluded { reply, wake: Wake { askers: wake, ..Wake::NOBODY }, give_back: false }
+}
+
 /// Number 1 runs here, as its third attempt.
 fn running(map: &Map) -> Tiers<&Map> {
     let tiers = tiers(map);
     let concluded = asks(&tiers, &claim(1), Ok(Reply::Claimed { attempt: 3 }), 0);
-    let wanted = Concluded { reply: Ok(Reply::Claimed { attempt: 3 }), wake: false };
+    let wanted = plain(Ok(Reply::Claimed { attempt: 3 }), false);
     assert_eq!(concluded, wanted);
     tiers
 }
@@ -235,7 +242,7 @@ fn a_finished_record_is_replayed_from_its_copy_for_ttl() {
         let concluded = asks(&tiers, &claim(1), Ok(Reply::Exists(there.clone())), 0);
         assert_eq!(concluded.reply, Ok(Reply::Exists(there)), "as the shared store has it");
         let copy = known(&tiers, &claim(2), COPY_MILLIS - 1).unwrap();
-        assert_eq!(copy, finished(COPY_MILLIS, kept_there), "with the first's fingerprint");
+        assert_eq!(copy, finished(3_600_000, kept_there), "with the first's fingerprint");
         assert_eq!(known(&tiers, &claim(2), COPY_MILLIS), None);
     }
 }
@@ -253,10 +260,10 @@ fn a_record_without_an_answer_is_looked_up_each_time() {
     let map = Map::default();
     let tiers = told(&map, finished(3_600_000, Kept::Nothing));
     assert_eq!(known(&tiers, &claim(2), 1), None);
-    assert_eq!(known(&tiers, &claim(3), 1), None);
+    assert!(undecided(&tiers, &claim(3), 1).is_some());
     // Should the shared store fail now, this is all that is known of what ran.
     tiers.conclude(&claim(2), Err(DOWN), at(2));
-    let reply = tiers.alone(&claim(2), at(3)).unwrap().reply;
+    let reply = tiers.local_only(&claim(2), at(3)).unwrap().reply;
     assert!(matches!(reply, Reply::Exists(_)), "{reply:?}");
 }
 
@@ -283,7 +290,7 @@ fn an_answer_that_had_to_go_for_another_is_asked_for_again() {
     let concluded = asks(&tiers, &claim_other, Ok(Reply::Exists(there.clone())), 2);
     assert!(concluded.reply.is_ok());
     assert_eq!(tiers.take_tally().evicted, 1);
-    assert_eq!(known(&tiers, &claim_other, 3), Some(finished(COPY_MILLIS + 2, answer(11 << 10))));
+    assert_eq!(known(&tiers, &claim_other, 3), Some(finished(3_600_000, answer(11 << 10))));
     assert_eq!(known(&tiers, &claim(2), 3), None);
     // The shared store still has it, whatever was left of it here; and then it is here again.
     let there = finished(3_600_000, answer(10 << 10));
@@ -298,24 +305,23 @@ fn who_does_not_wait_sees_a_claim_elsewhere_as_it_was_ten_milliseconds_ago() {
     let tiers = told(&map, ongoing(8_000));
     let record = known(&tiers, &claim(2), 9).unwrap();
     assert_eq!((record.token, record.fingerprint), (token(9), SAME));
-    assert_eq!(record.first_seen, at(0));
+    assert_eq!(record.first_seen, FIRST_SEEN);
     assert_eq!(known(&tiers, &claim(2), 10), None);
 }
 
 #[test]
-fn who_waits_for_a_claim_elsewhere_looks_again_the_later_the_longer_it_runs() {
-    // Age of the claim when it was mirrored, and how long the mirror is good for.
-    for (age, pause) in [(0, 100), (300, 100), (1_500, 500), (2_400, 800), (60_000, 1_000)] {
+fn waiters_look_again_at_a_claim_elsewhere_the_later_the_longer_it_is_known() {
+    // How long the claim was known when it was looked at again, and how long that look is good for.
+    for (age, pause) in [(150, 100), (300, 100), (1_500, 375), (2_400, 600), (60_000, 1_000)] {
         let map = Map::default();
         let tiers = tiers(&map);
-        let there = ongoing(age + 8_000);
-        let concluded = asks(&tiers, &watching(1), Ok(Reply::Exists(there)), age);
+        asks(&tiers, &watching(1), Ok(Reply::Exists(ongoing(age + 8_000))), 0);
+        let concluded = asks(&tiers, &watching(1), Ok(Reply::Exists(ongoing(age + 8_000))), age);
         let Ok(Reply::Exists(told)) = concluded.reply else { panic!("no record") };
-        let shortest = (age / 4).clamp(100, 1_000);
-        assert_eq!(lease_until(&told), at(age + shortest), "when the first asker looks again");
+        assert_eq!(lease_until(&told), at(age + pause), "when the first asker looks again");
         let before = known(&tiers, &watching(2), age + pause - 1);
-        assert!(is_ongoing(before.as_ref()), "claim of age {age}");
-        assert_eq!(known(&tiers, &watching(2), age + pause), None, "claim of age {age}");
+        assert!(is_ongoing(before.as_ref()), "known for {age}");
+        assert_eq!(known(&tiers, &watching(2), age + pause), None, "known for {age}");
     }
 }
 
@@ -402,7 +408,7 @@ fn a_store_that_fails_frees_the_question_and_wakes_who_met_it() {
     // Whether it would wait for a first or not.
     assert!(undecided(&tiers, &claim(2), 1).is_some());
     let concluded = tiers.conclude(&claim(1), Err(DOWN), at(2));
-    assert_eq!(concluded, Concluded { reply: Err(DOWN), wake: true });
+    assert_eq!(concluded, plain(Err(DOWN), true));
     assert_eq!(known(&tiers, &claim(2), 3), None);
 }
 
@@ -423,7 +429,7 @@ fn who_waits_for_a_question_is_woken_by_its_answer() {
             assert_eq!(known(&tiers, &claim(1), 0), None);
             assert!(undecided(&tiers, &waits, 1).is_some());
             let concluded = tiers.conclude(&claim(1), Ok(reply.clone()), at(2));
-            assert!(concluded.wake, "{reply:?}");
+            assert!(concluded.wake.askers, "{reply:?}");
         }
     }
 }
@@ -434,9 +440,9 @@ fn who_waits_for_an_execution_is_woken_by_its_end_and_by_no_heartbeat() {
     let tiers = running(&map);
     assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
     let concluded = tiers.conclude(&extend(1), Ok(Reply::Done), at(2));
-    assert!(!concluded.wake);
+    assert_eq!(concluded.wake, Wake::NOBODY);
     let concluded = tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(3));
-    assert!(concluded.wake);
+    assert!(concluded.wake.waiters);
 }
 
 #[test]
@@ -444,7 +450,7 @@ fn what_ran_here_is_replayed_here_for_ttl() {
     let map = Map::default();
     let tiers = running(&map);
     let concluded = tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(100));
-    assert_eq!(concluded, Concluded { reply: Ok(Reply::Done), wake: false });
+    assert_eq!(concluded, plain(Ok(Reply::Done), false));
     let record = known(&tiers, &claim(2), 100 + COPY_MILLIS - 1).unwrap();
     assert_eq!((kept(&record), record.attempt), (&answer(10), 3));
     assert_eq!(record.fingerprint, SAME);
@@ -482,23 +488,33 @@ fn who_has_lost_the_claim_there_has_lost_it_here() {
         assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
         let concluded = tiers.conclude(&command, Ok(Reply::NotOwner), at(2));
         assert_eq!(concluded.reply, Ok(Reply::NotOwner), "{command:?}");
-        assert!(concluded.wake, "{command:?}");
+        assert!(concluded.wake.waiters, "{command:?}");
         assert_eq!(known(&tiers, &claim(3), 3), None, "{command:?}");
     }
 }
 
 #[test]
-fn a_key_that_is_free_or_in_doubt_there_is_not_ongoing_here() {
-    for (command, reply) in
-        [(release(1), Ok(Reply::Done)), (release(1), Err(DOWN)), (mark_unknown(1), Ok(Reply::Done))]
-    {
+fn a_key_that_is_free_there_is_free_here() {
+    for reply in [Ok(Reply::Done), Err(DOWN)] {
         let map = Map::default();
         let tiers = running(&map);
         assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
-        let concluded = tiers.conclude(&command, reply, at(2));
-        assert!(concluded.wake, "{command:?}");
-        assert_eq!(known(&tiers, &claim(3), 3), None, "{command:?}");
+        let concluded = tiers.conclude(&release(1), reply, at(2));
+        assert!(concluded.wake.waiters);
+        assert_eq!(known(&tiers, &claim(3), 3), None);
     }
+}
+
+#[test]
+fn an_unknown_outcome_is_unknown_here_and_looked_up_again() {
+    let map = Map::default();
+    let tiers = running(&map);
+    assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
+    let concluded = tiers.conclude(&mark_unknown(1), Ok(Reply::Done), at(2));
+    assert!(concluded.wake.waiters);
+    let record = known(&tiers, &claim(3), 3).unwrap();
+    assert_eq!(record.state, State::Unknown { until: at(60_002) });
+    assert_eq!(known(&tiers, &claim(3), 12), None);
 }
 
 #[test]
@@ -506,7 +522,7 @@ fn a_doubt_that_the_shared_store_was_not_told_of_is_ongoing_until_the_lease_is_o
     let map = Map::default();
     let tiers = running(&map);
     let concluded = tiers.conclude(&mark_unknown(1), Err(DOWN), at(1));
-    assert_eq!(concluded, Concluded { reply: Err(DOWN), wake: false });
+    assert_eq!(concluded, plain(Err(DOWN), false));
     assert!(is_ongoing(known(&tiers, &claim(2), 9_999).as_ref()));
     assert_eq!(known(&tiers, &claim(2), 10_000), None);
 }
@@ -515,11 +531,12 @@ fn a_doubt_that_the_shared_store_was_not_told_of_is_ongoing_until_the_lease_is_o
 fn alone_the_table_grants_claims_and_keeps_what_it_is_told_for_the_whole_ttl() {
     let map = Map::default();
     let tiers = tiers(&map);
-    let alone = |command: Command, millis| tiers.alone(&command, at(millis)).unwrap().reply;
-    assert_eq!(alone(claim(1), 0), Reply::Claimed { attempt: 1 });
-    assert!(matches!(alone(claim(2), 1), Reply::Exists(_)));
+    let local_only =
+        |command: Command, millis| tiers.local_only(&command, at(millis)).unwrap().reply;
+    assert_eq!(local_only(claim(1), 0), Reply::Claimed { attempt: 1 });
+    assert!(matches!(local_only(claim(2), 1), Reply::Exists(_)));
     assert!(is_ongoing(known(&tiers, &claim(2), 1).as_ref()), "the shared store is back");
-    assert_eq!(alone(complete(1, answer(10)), 2), Reply::Done);
+    assert_eq!(local_only(complete(1, answer(10)), 2), Reply::Done);
     let record = known(&tiers, &claim(2), 3_000_000).unwrap();
     assert_eq!(kept(&record), &answer(10));
     assert_eq!(known(&tiers, &claim(2), 3_600_002), None);
@@ -529,17 +546,18 @@ fn alone_the_table_grants_claims_and_keeps_what_it_is_told_for_the_whole_ttl() {
 fn what_was_decided_alone_is_the_truth_here_when_the_shared_store_is_back() {
     let map = Map::default();
     let tiers = tiers(&map);
-    let alone = |command: Command, millis| tiers.alone(&command, at(millis)).unwrap().reply;
-    assert_eq!(alone(claim(1), 0), Reply::Claimed { attempt: 1 });
-    assert_eq!(alone(mark_unknown(1), 1), Reply::Done);
-    let Reply::Exists(record) = alone(claim(2), 2) else { panic!("it is in doubt") };
+    let local_only =
+        |command: Command, millis| tiers.local_only(&command, at(millis)).unwrap().reply;
+    assert_eq!(local_only(claim(1), 0), Reply::Claimed { attempt: 1 });
+    assert_eq!(local_only(mark_unknown(1), 1), Reply::Done);
+    let Reply::Exists(record) = local_only(claim(2), 2) else { panic!("it is in doubt") };
     assert_eq!(record.state, State::Unknown { until: at(60_001) });
     // The shared store knows nothing of it, and would let it run again.
     let record = known(&tiers, &claim(2), 2).unwrap();
     assert_eq!(record.state, State::Unknown { until: at(60_001) });
-    assert_eq!(alone(claim(3), 60_001), Reply::Claimed { attempt: 2 });
+    assert_eq!(local_only(claim(3), 60_001), Reply::Claimed { attempt: 2 });
     // More than fits: a tombstone, and no reason to ask who does not know.
-    assert_eq!(alone(complete(3, answer(100 << 10)), 60_002), Reply::Done);
+    assert_eq!(local_only(complete(3, answer(100 << 10)), 60_002), Reply::Done);
     let record = known(&tiers, &claim(4), 60_003).unwrap();
     assert!(matches!(record.state, State::Finished { kept: Kept::Nothing, .. }), "{record:?}");
 }
@@ -548,9 +566,10 @@ fn what_was_decided_alone_is_the_truth_here_when_the_shared_store_is_back() {
 fn a_request_that_differs_is_not_what_others_are_compared_with_while_it_asks() {
     let map = Map::default();
     let tiers = tiers(&map);
-    let Command::Claim { key, token, lease, unknown_for, watch, .. } = claim(1) else { panic!() };
-    let fingerprint = Fingerprint([7; 32]);
-    let differs = Command::Claim { key, token, fingerprint, lease, unknown_for, watch };
+    let mut differs = claim(1);
+    if let Command::Claim { fingerprint, .. } = &mut differs {
+        *fingerprint = Fingerprint([7; 32]);
+    }
     assert_eq!(known(&tiers, &differs, 0), None);
     // One of the two is the first, and the shared store alone knows which.
     assert!(undecided(&tiers, &claim(2), 0).is_some());
@@ -559,11 +578,16 @@ fn a_request_that_differs_is_not_what_others_are_compared_with_while_it_asks() {
 }
 
 #[test]
-fn alone_a_claim_elsewhere_that_was_just_seen_is_not_granted() {
+fn alone_a_claim_elsewhere_is_not_granted_as_long_as_it_would_live() {
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
-    let reply = tiers.alone(&claim(2), at(500)).unwrap().reply;
-    assert!(matches!(reply, Reply::Exists(_)), "{reply:?}");
+    // Its lease, and then the time for which its outcome is unknown.
+    for millis in [500, 7_999, 8_000, 67_999] {
+        let reply = tiers.local_only(&claim(2), at(millis)).unwrap().reply;
+        assert!(matches!(reply, Reply::Exists(_)), "{millis}: {reply:?}");
+    }
+    let reply = tiers.local_only(&claim(2), at(68_000)).unwrap().reply;
+    assert_eq!(reply, Reply::Claimed { attempt: 3 });
 }
 
 #[test]
@@ -580,4 +604,66 @@ fn a_table_that_cannot_be_written_refuses_nobody() {
         Ok(Reply::Done)
     );
     tiers.ended(KEY, at(3));
+}
+
+/// What must still be known when the shared store has failed: it decides then.
+fn local_only_says(tiers: &Tiers<&Map>, millis: u64) -> Reply {
+    tiers.local_only(&claim(50), at(millis)).unwrap().reply
+}
+
+#[test]
+fn a_message_of_an_end_does_not_cost_a_claim_that_is_being_asked_for() {
+    let map = Map::default();
+    let tiers = tiers(&map);
+    assert_eq!(known(&tiers, &claim(1), 0), None);
+    tiers.ended(KEY, at(1));
+    let concluded = tiers.conclude(&claim(1), Ok(Reply::Claimed { attempt: 1 }), at(2));
+    assert_eq!(concluded.reply, Ok(Reply::Claimed { attempt: 1 }));
+    assert!(is_ongoing(known(&tiers, &claim(2), 3).as_ref()));
+    assert!(matches!(local_only_says(&tiers, 3), Reply::Exists(_)));
+}
+
+#[test]
+fn a_finished_record_outlives_its_time_to_be_replayed() {
+    let map = Map::default();
+    let tiers = running(&map);
+    tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(100));
+    assert_eq!(known(&tiers, &claim(2), 3_000_000), None, "the shared store is asked");
+    tiers.conclude(&claim(2), Err(DOWN), at(3_000_001));
+    let Reply::Exists(record) = local_only_says(&tiers, 3_000_002) else { panic!("it runs again") };
+    assert_eq!(kept(&record), &answer(10));
+}
+
+#[test]
+fn an_unknown_outcome_is_not_forgotten_when_the_shared_store_has_it() {
+    let map = Map::default();
+    let tiers = running(&map);
+    tiers.conclude(&mark_unknown(1), Ok(Reply::Done), at(100));
+    assert!(matches!(local_only_says(&tiers, 60_099), Reply::Exists(_)));
+    assert_eq!(local_only_says(&tiers, 60_100), Reply::Claimed { attempt: 4 });
+}
+
+#[test]
+fn a_question_stands_beside_what_is_known() {
+    for known_here in [ongoing(8_000), finished(3_600_000, answer(10))] {
+        let map = Map::default();
+        let tiers = told(&map, known_here);
+        assert_eq!(known(&tiers, &claim(2), COPY_MILLIS), None, "it asks");
+        assert!(undecided(&tiers, &claim(3), COPY_MILLIS + 1).is_some());
+        tiers.conclude(&claim(2), Err(DOWN), at(COPY_MILLIS + 2));
+        assert!(matches!(local_only_says(&tiers, COPY_MILLIS + 3), Reply::Exists(_)));
+    }
+}
+
+#[test]
+fn a_claim_that_comes_when_this_envoy_has_decided_goes_back() {
+    let map = Map::default();
+    let tiers = tiers(&map);
+    assert_eq!(known(&tiers, &claim(1), 0), None);
+    assert_eq!(tiers.local_only(&claim(2), at(1)).unwrap().reply, Reply::Claimed { attempt: 1 });
+    let concluded = tiers.conclude(&claim(1), Ok(Reply::Claimed { attempt: 1 }), at(2));
+    assert!(concluded.give_back);
+    let Ok(Reply::Exists(record)) = concluded.reply else { panic!("both run") };
+    assert_eq!(record.token, token(2));
+    assert!(is_ongoing(known(&tiers, &claim(3), 3).as_ref()));
 }

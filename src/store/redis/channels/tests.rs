@@ -135,7 +135,7 @@ fn a_lost_connection_is_opened_again_with_all_that_is_watched() {
     channels.received(half, at(1));
     assert_eq!(channels.closed(at(2)), []);
     let alarm = channels.alarm().unwrap();
-    assert!(at(2) < alarm && alarm <= at(52), "{alarm}");
+    assert!(at(2) < alarm && alarm <= at(52), "{alarm:?}");
     assert_eq!(channels.watch(OTHER, at(2)), [], "the pause is not over");
     assert_eq!(channels.unwatch(OTHER, at(2)), []);
     assert_eq!(channels.tick(alarm), [Event::Open(Line::Channels)]);

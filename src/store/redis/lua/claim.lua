@@ -1,12 +1,14 @@
--- Claims KEYS[1], or says who has it. ARGV: lease (ms), the claim's head, its deadline, attempt and first
--- seen not filled in.
-local lease, claim = tonumber(ARGV[1]), ARGV[2]
+-- Claims KEYS[1], or says who has it. ARGV: the claim's head, its deadline, attempt and first seen not
+-- filled in; lease (ms); by this clock, when its sender stops believing in it (ms; 0: nobody knows).
+local claim, lease, not_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function put(attempt, first_seen)
+  -- It was too long on its way. Its sender has given up, and may have taken it back already.
+  if not_after > 0 and now > not_after then return answer('L' .. u64(now)) end
   local record = claim:sub(1, DEADLINE - 1) .. u64(now + lease) .. claim:sub(UNKNOWN_FOR, ATTEMPT - 1)
     .. u32(attempt) .. first_seen .. claim:sub(STATUS)
   redis.call('SET', KEYS[1], record, 'PX', lease + u64_at(claim, UNKNOWN_FOR) + ATTEMPTS_KEPT)
-  return 'C' .. u32(attempt)
+  return answer('C' .. u64(now) .. u32(attempt))
 end
 
 local record = redis.call('GET', KEYS[1])
@@ -23,9 +25,9 @@ end
 if now < deadline then
   -- A retry of itself, its first reply lost.
   if state == ONGOING and token_of(record) == token_of(claim) then
-    return 'C' .. record:sub(ATTEMPT, FIRST_SEEN - 1)
+    return answer('C' .. u64(now) .. record:sub(ATTEMPT, FIRST_SEEN - 1))
   end
-  return 'E' .. u64(now) .. record
+  return answer('E' .. u64(now) .. record)
 end
 if state == UNKNOWN then
   return put(u32_at(record, ATTEMPT) + 1, record:sub(FIRST_SEEN, STATUS - 1))

@@ -1,9 +1,9 @@
 -- It may have run; nobody can tell. ARGV: token, how long (ms).
 local unknown_for = tonumber(ARGV[2])
-local head, otherwise = owned(ARGV[1])
+local head, otherwise = owned()
 if not head then return otherwise end
 local state = state_of(head)
-if state ~= ONGOING and state ~= UNKNOWN then return 'N' end
+if state ~= ONGOING and state ~= UNKNOWN then return answer('N') end
 redis.call('SET', KEYS[1], with_state(head, UNKNOWN, now + unknown_for), 'PX', unknown_for + ATTEMPTS_KEPT)
 ended()
-return 'D'
+return answer('D')

@@ -11,6 +11,11 @@ local function u64_at(record, at) return (struct.unpack('>I8', record, at)) end
 local function token_of(record) return record:sub(TOKEN, FINGERPRINT - 1) end
 local function state_of(record) return record:sub(STATE, STATE) end
 
+-- The first argument is the claim's token, or its head. Every reply begins with four bytes of the token: it
+-- names the command that it answers.
+local token = #ARGV[1] == HEAD_LEN and token_of(ARGV[1]) or ARGV[1]
+local function answer(rest) return token:sub(1, 4) .. rest end
+
 -- What is wrong with a record, nil if nothing is. Never a miss: what cannot be read may be a claim.
 local function unreadable(record)
   if #record < HEAD_LEN then return 'UNREADABLE the record is shorter than its head' end
@@ -21,12 +26,12 @@ local function unreadable(record)
 end
 
 -- The head of the record that the token owns; else nil and what to reply. The answer is not read.
-local function owned(token)
+local function owned()
   local head = redis.call('GETRANGE', KEYS[1], 0, HEAD_LEN - 1)
-  if head == '' then return nil, 'N' end
+  if head == '' then return nil, answer('N') end
   local wrong = unreadable(head)
   if wrong then return nil, redis.error_reply(wrong) end
-  if token_of(head) ~= token then return nil, 'N' end
+  if token_of(head) ~= token then return nil, answer('N') end
   return head
 end
 
@@ -36,5 +41,5 @@ local function with_state(head, state, deadline)
     .. head:sub(ATTEMPT, HEAD_LEN)
 end
 
--- Tells whoever waits that the claim has ended. A user without the right to publish still ends claims.
+-- Tells those who wait that the claim has ended. A user without the right to publish still ends claims.
 local function ended() redis.pcall('PUBLISH', KEYS[1], '') end

@@ -3,6 +3,7 @@ use crate::key::{Fingerprint, Key, Secret};
 use crate::record::{Answer, Token};
 use crate::store::Reply;
 use crate::store::redis::Login;
+use crate::time::WallTime;
 use proptest::prelude::*;
 use redis_protocol::resp2::decode::decode;
 use std::collections::HashMap;
@@ -30,7 +31,7 @@ fn key(number: u64) -> Key {
 
 fn token(number: u64) -> Token {
     let mut token = [0xee; 16];
-    token[..8].copy_from_slice(&number.to_be_bytes());
+    token[..8].copy_from_slice(&number.to_le_bytes());
     Token(token)
 }
 
@@ -39,6 +40,7 @@ fn claim(number: u64) -> Command {
         key: key(number),
         token: token(number),
         fingerprint: Fingerprint([7; 32]),
+        first_seen: WallTime::default(),
         lease: Duration::from_secs(10),
         unknown_for: Duration::from_secs(60),
         watch: false,
@@ -55,10 +57,21 @@ fn complete(number: u64, bytes: usize) -> Command {
     }
 }
 
-/// Redis's reply to a claim; the attempt tells which.
+/// What Redis's clock says at this time of the test's.
+fn there(millis: u64) -> u64 {
+    5_000_000 + millis
+}
+
+/// Redis's reply to a claim at 0; the attempt tells which.
 fn claimed(number: u64) -> Vec<u8> {
     let attempt = u32::try_from(number).unwrap().to_be_bytes();
-    [b"$5\r\nC", &attempt[..], b"\r\n"].concat()
+    let tag = &token(number).0[..4];
+    [b"$17\r\n", tag, b"C", &there(0).to_be_bytes(), &attempt[..], b"\r\n"].concat()
+}
+
+/// Redis's reply to what ends a claim.
+fn done(number: u64) -> Vec<u8> {
+    [b"$5\r\n", &token(number).0[..4], b"D\r\n"].concat()
 }
 
 fn unanswered<T>(why: &'static str) -> Result<T, StoreError> {
@@ -362,7 +375,12 @@ fn a_script_that_redis_does_not_know_is_sent_as_text_behind_what_is_in_flight() 
     assert_eq!(world.said(), ["EVALSHA 1", "EVALSHA 2", "EVALSHA 3"]);
     world.reply(b"-NOSCRIPT No matching script. Please use EVAL.\r\n", 1);
     let text = world.asked[0].clone();
-    let digest = world.pipe.scripts.parts("idem:", &claim(1), Form::Digest);
+    let digest = world.pipe.scripts.parts(
+        "idem:",
+        &claim(1),
+        Form::Digest,
+        world.pipe.clock.there(at(LATE)),
+    );
     assert_eq!(&text[4..], &digest[4..], "the same arguments, the token among them");
     assert_eq!(world.said(), ["EVAL 1"]);
     assert_eq!(world.outcomes(), []);
@@ -415,7 +433,7 @@ fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token()
     world.reply(&claimed(1), LATE);
     assert!(world.until_opening() < 200 + LATE);
     world.opened(310);
-    assert!(world.asked[0][5].windows(16).any(|part| part == token(2).0));
+    assert!(world.asked[0][4].windows(16).any(|part| part == token(2).0));
     assert_eq!(world.said(), ["EVALSHA 2"]);
     world.reply(&claimed(2), 320);
     assert_eq!(world.outcomes(), [(2, Ok(Reply::Claimed { attempt: 2 }))]);
@@ -486,8 +504,8 @@ fn a_reply_of_another_kind_fails_its_command_and_closes_the_pipe() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 0);
-    world.reply(b"$1\r\nD\r\n", 1);
-    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave a reply to another question"))]);
+    world.reply(&done(1), 1);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
     assert_eq!(world.connection, Connection::None);
     let opening = world.until_opening();
     world.opened(opening);
@@ -704,7 +722,7 @@ impl Run {
         Some(match short(&command).split(' ').next() {
             Some("CONFIG") => NOEVICTION.to_vec(),
             // The token is an argument of its own only to what ends a claim.
-            _ if command[4].len() == 16 => b"$1\r\nD\r\n".to_vec(),
+            _ if command[4].len() == 16 => done(number(&command)),
             _ => claimed(number(&command)),
         })
     }
@@ -829,4 +847,79 @@ proptest! {
         world.tick(LATE);
         prop_assert_eq!(world.outcomes().len(), 1);
     }
+}
+
+/// By Redis's clock, when the sender of a claim stops believing in it.
+fn not_after(command: &[Vec<u8>]) -> u64 {
+    String::from_utf8(command[6].clone()).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_claim_says_until_when_its_sender_believes_in_it() {
+    let mut world = World::new();
+    world.ask(1, 0);
+    world.opened(0);
+    assert_eq!(not_after(&world.asked[1]), 0, "nothing is known of Redis's clock yet");
+    world.reply(NOEVICTION, 0);
+    world.reply(&claimed(1), 40);
+    world.said();
+    world.ask(2, 100);
+    assert_eq!(not_after(&world.asked[0]), there(100 - 40 + LATE));
+    // So it does when it is sent again on the next connection.
+    world.closed(101);
+    let opening = world.until_opening();
+    world.opened(opening);
+    assert_eq!(not_after(&world.asked[0]), there(100 - 40 + LATE));
+}
+
+/// Redis's reply to a claim that came too late, at this time of its clock.
+fn too_late(number: u64, time: u64) -> Vec<u8> {
+    [b"$13\r\n", &token(number).0[..4], b"L", &time.to_be_bytes(), b"\r\n"].concat()
+}
+
+#[test]
+fn a_claim_that_is_late_by_a_clock_that_was_set_is_sent_again_once() {
+    let mut world = World::greeted();
+    world.ask(1, 0);
+    world.said();
+    world.reply(&too_late(1, 9_000_000), 10);
+    assert_eq!(not_after(&world.asked[0]), 9_000_000 + LATE - 10);
+    world.reply(&too_late(1, 9_000_020), 20);
+    let late = unavailable("the claim came to Redis too late");
+    assert_eq!(world.outcomes(), [(1, late)]);
+    assert_eq!(world.connection, Connection::Open);
+}
+
+#[test]
+fn a_reply_that_names_another_question_closes_the_pipe() {
+    let mut world = World::greeted();
+    (1..=3).for_each(|number| world.ask(number, 0));
+    // One reply is missing: the second's would be taken for the first's.
+    world.reply(&[claimed(2), claimed(3)].concat(), 1);
+    assert_eq!(world.connection, Connection::None);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
+    let opening = world.until_opening();
+    world.opened(opening);
+    assert_eq!(world.said(), ["EVALSHA 2", "EVALSHA 3"]);
+    // Nor is it taken for one that nobody waits for any more.
+    let mut world = World::greeted();
+    world.ask(1, 0);
+    world.ask(2, 100);
+    world.reply(&claimed(1)[..3], 240);
+    world.tick(LATE);
+    assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
+    world.reply(&[&claimed(1)[3..5], &claimed(2)[5..]].concat(), LATE + 1);
+    assert_eq!((world.connection, world.outcomes()), (Connection::None, vec![]));
+}
+
+#[test]
+fn claims_leave_room_for_what_ends_claims() {
+    let mut world = World::greeted();
+    for number in 1..=MOST_CLAIMS as u64 {
+        world.ask(number, 0);
+    }
+    world.ask(2_000, 0);
+    assert_eq!(world.outcomes(), [(2_000, unavailable("too many commands are under way"))]);
+    world.ask_for(3_000, complete(3_000, 10), 0);
+    assert_eq!(world.outcomes(), []);
 }

@@ -1,7 +1,8 @@
 use super::*;
 use crate::key::{Fingerprint, Key};
-use crate::record::codec::HEAD_LEN;
 use crate::record::{Answer, Kept, Token};
+use crate::store::Reply;
+use crate::time::WallTime;
 use std::time::Duration;
 
 const NOW: Timestamp = Timestamp::from_millis(1_000_000);
@@ -16,6 +17,7 @@ fn claim(number: u8) -> Command {
         key: Key([number; 32]),
         token: Token([number; 16]),
         fingerprint: Fingerprint([7; 32]),
+        first_seen: WallTime::default(),
         lease: Duration::from_secs(10),
         unknown_for: Duration::from_secs(60),
         watch: false,
@@ -36,6 +38,12 @@ fn call(events: Vec<Event>) -> Call {
     call
 }
 
+/// Redis's reply to a claim of this number.
+fn claimed(number: u8, attempt: u8) -> Vec<u8> {
+    let time = 5_000_000_u64.to_be_bytes();
+    [b"$17\r\n", &[number; 4][..], b"C", &time, &[0, 0, 0, attempt], b"\r\n"].concat()
+}
+
 /// What comes of a claim that is answered so.
 fn outcome(status: u16, body: &[u8]) -> Result<Reply, StoreError> {
     let mut webdis = webdis();
@@ -52,7 +60,7 @@ fn outcome(status: u16, body: &[u8]) -> Result<Reply, StoreError> {
 #[test]
 fn all_parts_but_the_last_are_in_the_path_and_the_last_is_the_body() {
     let mut webdis = webdis();
-    let digest = webdis.scripts.parts("", &extend(), Form::Digest)[1].clone();
+    let digest = webdis.scripts.parts("", &extend(), Form::Digest, None)[1].clone();
     let digest = String::from_utf8(digest).unwrap();
     let call = asked(&mut webdis, 1, extend());
     let key = "AB".repeat(32).to_lowercase();
@@ -78,26 +86,26 @@ fn a_record_is_the_body_byte_for_byte() {
         ttl: Duration::from_secs(60),
     };
     assert!(asked(&mut webdis, 1, complete).body.ends_with(&body));
-    assert_eq!(asked(&mut webdis, 2, claim(1)).body.len(), HEAD_LEN);
+    assert_eq!(asked(&mut webdis, 2, claim(1)).body, b"0", "nothing is known of Redis's clock");
 }
 
 #[test]
 fn redis_s_own_reply_is_the_reply() {
-    assert_eq!(outcome(200, b"$5\r\nC\0\0\0\x02\r\n"), Ok(Reply::Claimed { attempt: 2 }));
+    assert_eq!(outcome(200, &claimed(1, 2)), Ok(Reply::Claimed { attempt: 2 }));
     let full = StoreError::Unavailable("Redis is out of memory");
     assert_eq!(outcome(200, b"-OOM command not allowed\r\n"), Err(full));
     // There is no connection to give up, so this fails like any other.
     let replica = StoreError::Unavailable("Redis is a replica");
     assert_eq!(outcome(200, b"-READONLY x\r\n"), Err(replica));
-    let foreign = StoreError::Unanswered("Redis gave a reply to another question");
-    assert_eq!(outcome(200, b"$1\r\nD\r\n"), Err(foreign));
+    let foreign = StoreError::Unanswered("Redis gave the reply to another command");
+    assert_eq!(outcome(200, b"$5\r\n\x01\x01\x01\x01D\r\n"), Err(foreign));
 }
 
 #[test]
 fn what_is_no_reply_of_redis_s_leaves_it_open_whether_it_was_done() {
     for (status, body, why) in [
         (200, &b""[..], "Webdis cut a reply short"),
-        (200, b"$5\r\nC\0", "Webdis cut a reply short"),
+        (200, b"$17\r\n\x01\x01\x01\x01C\0", "Webdis cut a reply short"),
         (200, b"{\"EVALSHA\":true}", "Webdis sent what is no RESP2"),
         (0, b"", "Webdis has cut the connection"),
         (504, b"upstream request timeout", "Redis did not answer in time"),
@@ -125,7 +133,7 @@ fn a_script_that_redis_does_not_know_is_called_by_its_text_within_the_same_time(
     assert!(text.path.starts_with("/EVAL/local%20"), "{}", text.path);
     assert_eq!((text.method, &text.body), ("PUT", &digest.body));
     assert_eq!(text.timeout, Duration::from_millis(150));
-    let events = webdis.called(Ticket(1), 200, b"$5\r\nC\0\0\0\x01\r\n", later);
+    let events = webdis.called(Ticket(1), 200, &claimed(1, 1), later);
     let claimed = Event::Replied(Ticket(1), claim(1), Ok(Reply::Claimed { attempt: 1 }));
     assert_eq!(events, [claimed]);
 }
@@ -147,7 +155,7 @@ fn an_answer_that_nobody_waits_for_is_ignored() {
     assert_eq!(webdis.called(Ticket(1), 200, b"$1\r\nD\r\n", NOW), []);
     asked(&mut webdis, 1, claim(1));
     assert_eq!(webdis.called(Ticket(1), 0, b"", NOW).len(), 1);
-    assert_eq!(webdis.called(Ticket(1), 200, b"$5\r\nC\0\0\0\x01\r\n", NOW), []);
+    assert_eq!(webdis.called(Ticket(1), 200, &claimed(1, 1), NOW), []);
 }
 
 #[test]
@@ -156,7 +164,7 @@ fn answers_may_come_in_any_order() {
     asked(&mut webdis, 1, claim(1));
     asked(&mut webdis, 2, claim(2));
     for (ticket, number) in [(2, 2), (1, 1)] {
-        let body = [b"$5\r\nC\0\0\0", &[number][..], b"\r\n"].concat();
+        let body = claimed(number, number);
         let events = webdis.called(Ticket(ticket), 200, &body, NOW);
         let claimed = Reply::Claimed { attempt: number.into() };
         assert_eq!(events, [Event::Replied(Ticket(ticket), claim(number), Ok(claimed))]);

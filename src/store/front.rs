@@ -1,0 +1,417 @@
+//! Everything between a request's question and its reply, without IO.
+//!
+//! A worker has one [`Front`]. It owns the table in this Envoy's memory, the way to Redis, the questions that
+//! wait for the answer to the same question, and the commands under way. Facts go in, orders come out:
+//!
+//! ```text
+//!   ask(request, command) ──▶ ┌───────┐ ──▶ the reply, if it is known here
+//!   handle(fact)          ──▶ │ Front │
+//!   work(): one step      ──▶ └───────┘ ──▶ orders: reply, open, write, close, call, wake, listen, …
+//! ```
+//!
+//! The rule: *the host carries out the orders one after the other, in order, and none in the middle of
+//! another.* What a fact means for requests is not dealt with when the fact comes but in [`Front::work`], one
+//! step at a time. So a reply that makes a request ask again cannot overtake bytes that were written before,
+//! and the host decides how many steps a callback takes.
+
+use super::coalesced::{Coalesced, Groups, Turn};
+use super::redis::{Call, Client, Event, Line, Ticket};
+use super::shared_data::{Executed, MemoryStore, SharedData, Tally};
+use super::tiers::{Begun, Concluded, Tiers};
+use super::{Command, CommandKind, Reply, ReplyKind, StoreError};
+use crate::key::Key;
+use crate::time::Timestamp;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+/// The stores of one worker. `R` names a question: whose it is, and which.
+#[derive(Debug)]
+pub struct Front<S, R> {
+    store: Store<S, R>,
+    orders: VecDeque<Order<R>>,
+}
+
+#[derive(Debug)]
+enum Store<S, R> {
+    /// The table alone.
+    Memory(MemoryStore<S>),
+    /// The table in front of Redis.
+    Redis(Box<Redis<S, R>>),
+}
+
+#[derive(Debug)]
+struct Redis<S, R> {
+    tiers: Tiers<S>,
+    client: Client,
+    groups: Groups<R>,
+    /// Commands under way.
+    asked: HashMap<Ticket, Asked<R>>,
+    tickets: u64,
+    /// What has come from Redis and was not dealt with yet.
+    come: VecDeque<Come>,
+    /// The next step is one of a group's, if there is one.
+    groups_next: bool,
+}
+
+#[derive(Debug)]
+struct Asked<R> {
+    /// `None`: the front's own, to give a claim back.
+    request: Option<R>,
+    since: Timestamp,
+}
+
+#[derive(Debug)]
+enum Come {
+    Replied(Ticket, Box<(Command, Result<Reply, StoreError>)>),
+    Ended(Key),
+}
+
+/// Something that has happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Fact<'a> {
+    /// A connection takes bytes.
+    Opened(Line),
+    /// Bytes have come.
+    Received(Line, &'a [u8]),
+    /// A connection is gone, or could not be opened.
+    Closed(Line),
+    /// An HTTP call has its answer: status, 0 for none, and body.
+    Called(Ticket, u16, &'a [u8]),
+    /// Another worker says that the claim on this key has ended.
+    Ended(Key),
+    /// Another worker says that a question on this key is answered.
+    Answered(Key),
+    /// From now on, this worker is told of [`Order::Wake`] of the others.
+    Listening,
+    /// The time of [`Front::alarm`] has come.
+    Tick,
+}
+
+/// What the host is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order<R> {
+    /// This question is answered.
+    Reply(R, Result<Reply, StoreError>),
+    /// Open this connection; say [`Fact::Opened`] or [`Fact::Closed`] then.
+    Open(Line),
+    /// Send these bytes on it.
+    Write(Line, Vec<u8>),
+    /// Close it. No [`Fact::Closed`] is needed.
+    Close(Line),
+    /// Make this HTTP call; say [`Fact::Called`] then.
+    Call(Ticket, Call),
+    /// Say [`Fact::Ended`] to every worker of this Envoy, this one included.
+    Wake(Key),
+    /// Say [`Fact::Answered`] to every worker of this Envoy, this one included.
+    WakeAskers(Key),
+    /// The claim on this key has ended: wake who waits for it in this worker.
+    WakeHere(Key),
+    /// See to it that this worker is told of [`Order::Wake`]; say [`Fact::Listening`] if it was not before.
+    Listen,
+    /// Count this command and what came of it.
+    Count(CommandKind, ReplyKind),
+    /// Redis took so long to reply.
+    Took(Duration),
+    /// For the log.
+    Warn(String),
+    /// For the log, once in an Envoy: every worker finds the same.
+    WarnOnce(String),
+}
+
+impl<S: SharedData, R: Copy> Front<S, R> {
+    /// The table is the store.
+    pub fn memory(table: MemoryStore<S>) -> Self {
+        Self { store: Store::Memory(table), orders: VecDeque::new() }
+    }
+
+    /// The table stands in front of Redis. `timeout`: how long a command may take.
+    pub fn redis(tiers: Tiers<S>, client: Client, timeout: Duration) -> Self {
+        let redis = Redis {
+            tiers,
+            client,
+            groups: Groups::new(timeout),
+            asked: HashMap::new(),
+            tickets: 0,
+            come: VecDeque::new(),
+            groups_next: false,
+        };
+        Self { store: Store::Redis(Box::new(redis)), orders: VecDeque::new() }
+    }
+
+    /// What all names in shared data begin with.
+    pub fn prefix(&self) -> &str {
+        match &self.store {
+            Store::Memory(table) => table.prefix(),
+            Store::Redis(redis) => redis.tiers.prefix(),
+        }
+    }
+
+    /// What has changed in the table since this was asked last.
+    pub fn take_tally(&self) -> Tally {
+        match &self.store {
+            Store::Memory(table) => table.take_tally(),
+            Store::Redis(redis) => redis.tiers.take_tally(),
+        }
+    }
+
+    /// Asks the store. What can be said at once is returned; else it is an [`Order::Reply`], later.
+    pub fn ask(
+        &mut self,
+        request: R,
+        command: Command,
+        now: Timestamp,
+    ) -> Option<Result<Reply, StoreError>> {
+        let Self { store, orders } = self;
+        match store {
+            Store::Memory(table) => {
+                let executed = table.execute(&command, now);
+                Some(told(&command, executed, orders))
+            }
+            Store::Redis(redis) => {
+                redis.begin(Coalesced { request, command, since: now }, now, orders)
+            }
+        }
+    }
+
+    /// Asks this Envoy's memory alone, whatever the store is.
+    pub fn ask_here(&mut self, command: &Command, now: Timestamp) -> Result<Reply, StoreError> {
+        let executed = match &self.store {
+            Store::Memory(table) => table.execute(command, now),
+            Store::Redis(redis) => redis.tiers.local_only(command, now),
+        };
+        told(command, executed, &mut self.orders)
+    }
+
+    /// From now on, [`Order::WakeHere`] when the claim on this key ends elsewhere, where Redis can tell.
+    pub fn watch(&mut self, key: Key, now: Timestamp) {
+        if let Store::Redis(redis) = &mut self.store {
+            let events = redis.client.watch(key, now);
+            redis.absorb(events, &mut self.orders);
+        }
+    }
+
+    /// No longer.
+    pub fn unwatch(&mut self, key: Key, now: Timestamp) {
+        if let Store::Redis(redis) = &mut self.store {
+            let events = redis.client.unwatch(key, now);
+            redis.absorb(events, &mut self.orders);
+        }
+    }
+
+    /// Takes a fact. What it means for requests comes of [`Front::work`].
+    pub fn handle(&mut self, fact: Fact<'_>, now: Timestamp) {
+        if let Fact::Ended(key) = fact {
+            self.orders.push_back(Order::WakeHere(key));
+        }
+        if let Store::Redis(redis) = &mut self.store {
+            let events = redis.handle(fact, now);
+            redis.absorb(events, &mut self.orders);
+        }
+    }
+
+    /// Deals with one thing that has come, if there is any.
+    pub fn work(&mut self, now: Timestamp) -> bool {
+        match &mut self.store {
+            Store::Memory(_) => false,
+            Store::Redis(redis) => redis.work(now, &mut self.orders),
+        }
+    }
+
+    /// There is something for [`Front::work`], whatever the time.
+    pub fn has_work(&self) -> bool {
+        match &self.store {
+            Store::Memory(_) => false,
+            Store::Redis(redis) => !redis.come.is_empty() || redis.groups.has_answered(),
+        }
+    }
+
+    /// The next order to be carried out.
+    pub fn next_order(&mut self) -> Option<Order<R>> {
+        self.orders.pop_front()
+    }
+
+    /// When it wants a [`Fact::Tick`] and [`Front::work`], if nothing comes before.
+    pub fn alarm(&self) -> Option<Timestamp> {
+        match &self.store {
+            Store::Memory(_) => None,
+            Store::Redis(redis) => {
+                redis.client.alarm().into_iter().chain(redis.groups.alarm()).min()
+            }
+        }
+    }
+}
+
+type Orders<R> = VecDeque<Order<R>>;
+
+impl<S: SharedData, R: Copy> Redis<S, R> {
+    fn handle(&mut self, fact: Fact<'_>, now: Timestamp) -> Vec<Event> {
+        match fact {
+            Fact::Opened(line) => self.client.opened(line, now),
+            Fact::Received(line, bytes) => self.client.received(line, bytes, now),
+            Fact::Closed(line) => self.client.closed(line, now),
+            Fact::Called(ticket, status, body) => self.client.called(ticket, status, body, now),
+            Fact::Tick => self.client.tick(now),
+            Fact::Ended(key) | Fact::Answered(key) => {
+                self.groups.answered(key, false);
+                Vec::new()
+            }
+            Fact::Listening => {
+                // What ended before was said to nobody here.
+                self.groups.look_now(now);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Takes what the client says. What the host has to do is ordered at once, in the order in which the
+    /// client expects the replies.
+    fn absorb(&mut self, events: Vec<Event>, orders: &mut Orders<R>) {
+        for event in events {
+            match event {
+                Event::Open(line) => orders.push_back(Order::Open(line)),
+                Event::Write(line, bytes) => orders.push_back(Order::Write(line, bytes)),
+                Event::Close(line) => orders.push_back(Order::Close(line)),
+                Event::Call(ticket, call) => orders.push_back(Order::Call(ticket, call)),
+                Event::Warn(text) => orders.push_back(Order::Warn(text)),
+                Event::WarnOnce(text) => orders.push_back(Order::WarnOnce(text)),
+                Event::Replied(ticket, command, reply) => {
+                    self.come.push_back(Come::Replied(ticket, Box::new((command, reply))));
+                }
+                Event::Ended(key) => self.come.push_back(Come::Ended(key)),
+            }
+        }
+    }
+
+    fn work(&mut self, now: Timestamp, orders: &mut Orders<R>) -> bool {
+        let groups_first = std::mem::replace(&mut self.groups_next, false);
+        if groups_first && self.work_on_group(now, orders) {
+            return true;
+        }
+        match self.come.pop_front() {
+            Some(Come::Replied(ticket, replied)) => {
+                let (command, reply) = *replied;
+                self.groups_next = true;
+                if let Some((request, reply)) = self.conclude(ticket, &command, reply, now, orders)
+                {
+                    orders.push_back(Order::Reply(request, reply));
+                }
+                true
+            }
+            Some(Come::Ended(key)) => {
+                self.groups_next = true;
+                self.tiers.ended(key, now);
+                self.groups.answered(key, false);
+                orders.push_back(Order::WakeHere(key));
+                true
+            }
+            None => !groups_first && self.work_on_group(now, orders),
+        }
+    }
+
+    /// A question that has waited for another begins again, or fails as that one did.
+    fn work_on_group(&mut self, now: Timestamp, orders: &mut Orders<R>) -> bool {
+        let (request, reply) = match self.groups.take_turn(now) {
+            None => return false,
+            Some(Turn::Begin(question)) => {
+                let request = question.request;
+                let Some(reply) = self.begin(question, now, orders) else { return true };
+                (request, reply)
+            }
+            Some(Turn::Fail(Coalesced { request, command, .. })) => {
+                let error = StoreError::Unavailable("the same question got no answer");
+                (request, told(&command, Err(error), orders))
+            }
+        };
+        orders.push_back(Order::Reply(request, reply));
+        true
+    }
+
+    fn begin(
+        &mut self,
+        question: Coalesced<R>,
+        now: Timestamp,
+        orders: &mut Orders<R>,
+    ) -> Option<Result<Reply, StoreError>> {
+        match self.tiers.begin(&question.command, now) {
+            Begun::Answered(record) => {
+                let executed = Executed { reply: Reply::Exists(record), wake: false };
+                self.groups.answered(question.command.key(), false);
+                Some(told(&question.command, Ok(executed), orders))
+            }
+            Begun::Undecided(until) => {
+                self.groups.park(question, until, now);
+                orders.push_back(Order::Listen);
+                None
+            }
+            Begun::AskShared => self.send(Some(question.request), question.command, now, orders),
+        }
+    }
+
+    /// Sends a command to Redis. The reply is returned if there is one already: Redis cannot be asked.
+    fn send(
+        &mut self,
+        request: Option<R>,
+        command: Command,
+        now: Timestamp,
+        orders: &mut Orders<R>,
+    ) -> Option<Result<Reply, StoreError>> {
+        self.tickets = self.tickets.wrapping_add(1);
+        let ticket = Ticket(self.tickets);
+        self.asked.insert(ticket, Asked { request, since: now });
+        let mut events = self.client.ask(ticket, command, now);
+        let own =
+            |event: &mut Event| matches!(event, Event::Replied(other, ..) if *other == ticket);
+        let refused = events.extract_if(.., own).next();
+        self.absorb(events, orders);
+        let Some(Event::Replied(ticket, command, reply)) = refused else { return None };
+        self.conclude(ticket, &command, reply, now, orders).map(|(_, reply)| reply)
+    }
+
+    /// Takes Redis's reply to a command: whose question it was, and what it comes to.
+    fn conclude(
+        &mut self,
+        ticket: Ticket,
+        command: &Command,
+        reply: Result<Reply, StoreError>,
+        now: Timestamp,
+        orders: &mut Orders<R>,
+    ) -> Option<(R, Result<Reply, StoreError>)> {
+        let Asked { request, since } = self.asked.remove(&ticket)?;
+        if reply.is_ok() {
+            // What fails is counted elsewhere: at once, or after the time-out, it says nothing of Redis.
+            orders.push_back(Order::Took(since.until(now)));
+        }
+        let (key, token) = (command.key(), command.token());
+        let Concluded { reply, wake, give_back } = self.tiers.conclude(command, reply, now);
+        self.groups.answered(key, reply.is_err());
+        if wake.waiters {
+            orders.push_back(Order::Wake(key));
+        } else if wake.askers {
+            orders.push_back(Order::WakeAskers(key));
+        }
+        orders.push_back(Order::Count(command.kind(), ReplyKind::of(&reply)));
+        if give_back {
+            self.send(None, Command::Release { key, token }, now, orders);
+        }
+        Some((request?, reply))
+    }
+}
+
+/// A command was carried out in this Envoy's memory, or nowhere.
+fn told<R>(
+    command: &Command,
+    executed: Result<Executed, StoreError>,
+    orders: &mut Orders<R>,
+) -> Result<Reply, StoreError> {
+    let reply = executed.map(|Executed { reply, wake }| {
+        if wake {
+            orders.push_back(Order::Wake(command.key()));
+        }
+        reply
+    });
+    orders.push_back(Order::Count(command.kind(), ReplyKind::of(&reply)));
+    reply
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! A worker as the host has it: the front, who waits, timers, and a budget a callback.
+
+use crate::map::Map;
+use envoy_idempotency::exchange::Question;
+use envoy_idempotency::schedule::{Budget, Timers, Waiters};
+use envoy_idempotency::store::front::Front;
+use envoy_idempotency::store::redis::{Client, Line, Settings, Transport};
+use envoy_idempotency::store::shared_data::{Capacity, MemoryStore, SharedData, SharedDataError};
+use envoy_idempotency::store::tiers::Tiers;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Shorter than a record's own, so that both ends are met.
+const LOCAL_TTL: Duration = Duration::from_secs(3);
+const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
+/// When a command to Redis is late.
+pub const TIMEOUT_MILLIS: u64 = 250;
+/// Streams that one callback deals with: few, so that small crowds are dealt with in many.
+pub const SHARE: u32 = 3;
+
+/// Shared data of one Envoy.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(pub Rc<Map>);
+
+impl SharedData for Shared {
+    fn load(&self, key: &str) -> (Option<Vec<u8>>, Option<u32>) {
+        self.0.load(key)
+    }
+
+    fn store(&self, key: &str, value: &[u8], cas: u32) -> Result<(), SharedDataError> {
+        self.0.store(key, value, cas)
+    }
+}
+
+/// A question of a stream.
+pub type StreamRequest = (usize, Question);
+
+/// A connection to Redis, as the worker has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    pub worker: usize,
+    pub line: Line,
+    /// Those of one line differ by it.
+    pub number: u64,
+}
+
+pub struct Worker {
+    pub envoy: usize,
+    pub front: Front<Shared, StreamRequest>,
+    pub waiters: Waiters,
+    pub timers: Timers,
+    pub budget: Budget,
+    pub fetched: VecDeque<(usize, Question, crate::world::Ending)>,
+    pub connections: HashMap<Line, u64>,
+    pub opened: u64,
+    /// It is told of messages of the other workers.
+    pub listens: bool,
+    pub tick_at: Option<u64>,
+    /// VMs that this worker had before.
+    pub generation: u64,
+}
+
+impl Worker {
+    pub fn new(envoy: usize, shared: Shared, memory: bool, seed: u64) -> Self {
+        let table = MemoryStore::open(shared, "simulation", CAPACITY).unwrap();
+        let timeout = Duration::from_millis(TIMEOUT_MILLIS);
+        let front = if memory {
+            Front::memory(table)
+        } else {
+            let settings =
+                Settings { prefix: crate::redis::PREFIX.to_owned(), timeout, login: None };
+            let client = Client::new(&settings, Transport::Pipe, seed);
+            Front::redis(Tiers::new(table, LOCAL_TTL, timeout), client, timeout)
+        };
+        Self {
+            envoy,
+            front,
+            waiters: Waiters::default(),
+            timers: Timers::default(),
+            budget: Budget::new(SHARE),
+            fetched: VecDeque::new(),
+            connections: HashMap::new(),
+            opened: 0,
+            listens: false,
+            tick_at: None,
+            generation: 0,
+        }
+    }
+
+    /// Something waits for another callback, whatever the time.
+    pub fn has_more(&self) -> bool {
+        !self.fetched.is_empty() || self.waiters.has_woken() || self.front.has_work()
+    }
+}
