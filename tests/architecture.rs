@@ -136,8 +136,8 @@ const IMPORTS: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// 1 MiB. Every worker compiles the module, and control planes carry it inline.
-const LARGEST_MODULE: usize = 1024 * 1024;
+/// 1.25 MiB. Every worker compiles the module, and control planes carry it inline.
+const LARGEST_MODULE: usize = 1280 * 1024;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -367,7 +367,7 @@ fn the_module_imports_only_what_is_on_the_list() {
 }
 
 #[test]
-fn the_module_is_no_larger_than_a_mebibyte() {
+fn the_module_is_no_larger_than_a_mebibyte_and_a_quarter() {
     let size = module().len();
     assert!(size <= LARGEST_MODULE, "{size} bytes");
 }
