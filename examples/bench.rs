@@ -9,18 +9,15 @@
     reason = "it measures time, and a bench that cannot run ends there"
 )]
 
-#[path = "../tests/e2e/harness/mod.rs"]
-mod harness;
-
 #[path = "bench/nginx.rs"]
 mod nginx;
 
-use harness::{Bootstrap, Client, Envoy, Origin, Redis, Request};
 use nginx::Nginx;
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use testkit::{Bootstrap, Client, Envoy, Origin, Redis, Request};
 
 /// Each measurement lasts so long. Rounds go over all cases in turn, so that a slow second of the machine
 /// hits them all; of the rounds the median counts.

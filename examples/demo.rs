@@ -1,12 +1,9 @@
 //! Tells what the filter does, with real requests to a real Envoy, and the count of executions at the
 //! origin beside each answer. `--serve` leaves both running instead.
 
-#[path = "../tests/e2e/harness/mod.rs"]
-mod harness;
-
-use harness::{Answer, Bootstrap, Envoy, Origin, Request, World, eventually};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use testkit::{Answer, Bootstrap, Envoy, Origin, Request, World, eventually};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Some expectation of the story did not come true.

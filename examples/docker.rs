@@ -17,9 +17,6 @@
     reason = "it takes the time that containers take, and a run that cannot go on ends there"
 )]
 
-#[path = "../tests/e2e/harness/mod.rs"]
-mod harness;
-
 #[path = "docker/compose.rs"]
 mod compose;
 #[path = "docker/fleet.rs"]
@@ -29,7 +26,6 @@ mod load;
 
 use compose::Compose;
 use fleet::Fleet;
-use harness::{Answer, Request};
 use load::{Load, Verdict};
 use std::collections::BTreeMap;
 use std::io;
@@ -37,6 +33,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use testkit::{Answer, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 

@@ -37,9 +37,6 @@
     reason = "it takes the time that clients take, and a soak that cannot run ends there"
 )]
 
-#[path = "../tests/e2e/harness/mod.rs"]
-mod harness;
-
 #[path = "soak/books.rs"]
 mod books;
 #[path = "soak/load.rs"]
@@ -48,12 +45,12 @@ mod load;
 mod origin;
 
 use books::Books;
-use harness::{Bootstrap, Envoy, Redis};
 use load::{Load, Seen};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::{Bootstrap, Envoy, Redis};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 

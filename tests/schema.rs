@@ -7,16 +7,13 @@
     clippy::unwrap_used,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
-#![allow(unreachable_pub, missing_docs)]
 
-mod config_cases;
-
-use config_cases::{every_field, junk, places};
 use envoy_idempotency::config::{Config, render_schema};
 use jsonschema::Validator;
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use testkit::config_cases::{self, every_field, junk, places};
 
 fn schema() -> Validator {
     jsonschema::draft202012::new(&serde_json::from_str(&render_schema()).unwrap()).unwrap()

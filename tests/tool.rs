@@ -10,23 +10,17 @@
     clippy::wildcard_enum_match_arm,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
-#![allow(unreachable_pub, missing_docs)]
-#![allow(dead_code, reason = "the server is made for more than this")]
 
-mod config_cases;
-#[path = "redis_store/server.rs"]
-mod server;
-
-use config_cases::with;
 use envoy_idempotency::config::Config;
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Token};
 use envoy_idempotency::store::{Command as Transition, Reply};
 use serde_json::{Value, json};
-use server::{Server, Store};
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use testkit::config_cases::{self, with};
+use testkit::redis_store::{Server, Store};
 
 /// What a run came to.
 struct Ran {

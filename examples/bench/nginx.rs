@@ -1,11 +1,11 @@
 //! NGINX with a Lua script that does the same, for comparison, where both are installed.
 
-use crate::harness::process::{Process, Scratch, free_port};
-use crate::harness::{PATIENCE, client};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use testkit::process::{Process, Scratch, free_port};
+use testkit::{PATIENCE, client};
 use tokio::time::sleep;
 
 /// Where Debian puts the modules of NGINX.

@@ -1,12 +1,12 @@
 //! The two Envoys, their Redis and their origin, seen from this machine.
 
 use super::compose::Compose;
-use super::harness::{Request, client, eventually};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::RwLock;
 use std::time::{Duration, Instant};
+use testkit::{Request, client, eventually};
 use tokio::time::sleep;
 
 /// Ports of `envoy/redis.yaml` and of the origin, inside the containers.

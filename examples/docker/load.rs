@@ -1,13 +1,13 @@
 //! Clients that retry, at either Envoy, until they have an answer or are told of a doubt.
 
 use super::fleet::{Books, Fleet};
-use super::harness::{Answer, Client};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use testkit::{Answer, Client};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 

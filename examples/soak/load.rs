@@ -1,7 +1,6 @@
 //! Clients that retry: on 409, on 503, on connections that break, on either Envoy.
 
 use super::books::{Books, Fate};
-use super::harness::{Answer, Client, Request};
 use super::{SLOWEST, UNKNOWN_TTL};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use testkit::{Answer, Client, Request};
 use tokio::time::{sleep, timeout};
 
 /// Of the rules: even keys and odd ones.

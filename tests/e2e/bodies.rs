@@ -1,11 +1,11 @@
 //! Bodies in any form: compared, limited, and never seen by the origin before the decision.
 
-use crate::harness::client::Raw;
-use crate::harness::origin::PIECE;
-use crate::harness::place::{Place, Store};
-use crate::harness::{Bootstrap, Request, World, eventually};
 use crate::pay;
 use serde_json::json;
+use testkit::client::Raw;
+use testkit::origin::PIECE;
+use testkit::place::{Place, Store};
+use testkit::{Bootstrap, Request, World, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_different_request_under_a_used_key_is_refused_in_flight_and_after() {

@@ -1,8 +1,9 @@
 //! Envoy refuses to start with a configuration that cannot be meant, and says where it is wrong.
 
-use crate::harness::{Bootstrap, World};
-use crate::{config_cases, pay, tool};
+use crate::{pay, tool};
 use serde_json::{Value, json};
+use testkit::config_cases;
+use testkit::{Bootstrap, World};
 
 /// What Envoy's log says of a configuration.
 async fn refusal(config: &str) -> String {

@@ -6,21 +6,17 @@
     clippy::panic,
     clippy::string_slice,
     clippy::unwrap_used,
-    unreachable_pub,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 
 mod bodies;
 mod bypass;
-#[path = "../config_cases/mod.rs"]
-mod config_cases;
 mod configuration;
 mod dashboards;
 mod detached;
 mod duplicates;
 mod fleet;
 mod flood;
-mod harness;
 mod keys;
 mod leases;
 mod ongoing;

@@ -5,10 +5,10 @@ mod rows;
 mod rude;
 mod upstreams;
 
-use crate::harness::place::Store;
-use crate::harness::{Place, World, eventually};
 use crate::pay;
 use serde_json::{Value, json};
+use testkit::place::Store;
+use testkit::{Place, World, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_is_over_after_its_ttl() {

@@ -1,12 +1,12 @@
 //! What operators see: counters, the access log, the status header; and shadow mode.
 
-use crate::harness::place::Store;
-use crate::harness::{Bootstrap, Envoy, Fleet, Place, Redis, Request, World, client, eventually};
 use crate::pay;
 use envoy_idempotency::telemetry::{LINES, Outcome, WINDOW};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
+use testkit::place::Store;
+use testkit::{Bootstrap, Envoy, Fleet, Place, Redis, Request, World, client, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
@@ -14,7 +14,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
     config["status_header"] = json!(true);
     let world = World::start(config).await;
     let request = world.post("/pay").key("hush-key").caller("alice").json("{}");
-    let said = async |request: crate::harness::Request| {
+    let said = async |request: testkit::Request| {
         request.send().await.header("idempotency-status").map(str::to_owned)
     };
     assert_eq!(said(request.clone()).await.as_deref(), Some("executed"));

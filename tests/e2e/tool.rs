@@ -1,10 +1,10 @@
 //! The operator's tool beside a real Envoy: it speaks of the same keys, in the same words.
 
-use crate::harness::{Bootstrap, Envoy, Origin, Redis, Request, Scratch};
 use crate::pay;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output};
+use testkit::{Bootstrap, Envoy, Origin, Redis, Request, Scratch};
 
 fn tool(redis: Option<&Redis>, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_idempotency"));

@@ -5,13 +5,13 @@
 //! does to requests that are under way, when their origin answers. Nobody ends their claims: they lapse
 //! into doubt, as they would if the whole Envoy had died.
 
-use crate::harness::place::Store;
-use crate::harness::{Answer, Client, Place, Request, eventually};
 use crate::pay;
 use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
+use testkit::place::Store;
+use testkit::{Answer, Client, Place, Request, eventually};
 
 /// The module that `make trap` builds; `IDEMPOTENCY_TRAP_MODULE` names another.
 const TRAP: &str = "target/trap/wasm32-wasip1/release/envoy_idempotency.wasm";

@@ -7,12 +7,6 @@
     clippy::wildcard_enum_match_arm,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
-#![allow(unreachable_pub, missing_docs)]
-
-#[path = "../store_contract/mod.rs"]
-mod contract;
-#[path = "../simulation/map.rs"]
-mod map;
 
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, State, Token};
@@ -21,10 +15,11 @@ use envoy_idempotency::store::shared_data::{
 };
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::time::Timestamp;
-use map::Map;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
+use testkit::map::Map;
+use testkit::store_contract as contract;
 
 const CAPACITY: Capacity =
     Capacity { entries: 256, budget_bytes: 1 << 20, largest_answer: 64 << 10 };

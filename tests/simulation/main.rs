@@ -12,7 +12,6 @@
 //! One invariant is checked at every execution: *no key runs twice while an earlier execution of it is
 //! running, recorded, or in doubt*. Every run is bounded and is repeated exactly by its seed.
 
-mod map;
 mod world;
 
 use world::{Faults, World};

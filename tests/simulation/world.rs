@@ -1,6 +1,5 @@
 //! The simulated world: clients, two Envoys with a clock each, a store, an origin, and faults.
 
-use crate::map::Map;
 use envoy_idempotency::config::Config;
 use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Key};
@@ -15,6 +14,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::ops::AddAssign;
 use std::rc::Rc;
 use std::time::Duration;
+use testkit::map::Map;
 
 /// What may go wrong, named after the fault.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,9 +1,9 @@
 //! The client leaves: the origin may have run, unless its request never left this Envoy.
 
-use crate::harness::client::Raw;
-use crate::harness::place::Store;
-use crate::harness::{Place, Request, eventually};
 use serde_json::json;
+use testkit::client::Raw;
+use testkit::place::Store;
+use testkit::{Place, Request, eventually};
 
 /// `/pay` needs the request's body for its fingerprint, `/stream` does not.
 async fn place(store: Store) -> Place {

@@ -2,10 +2,10 @@
 //! becomes of the key.
 
 use super::upstreams::{NOWHERE, Upstreams};
-use crate::harness::place::Store;
-use crate::harness::{Place, Request, eventually};
 use serde_json::json;
 use std::sync::Arc;
+use testkit::place::Store;
+use testkit::{Place, Request, eventually};
 use tokio::task::JoinSet;
 
 /// A way for a first request to end.

@@ -1,8 +1,8 @@
 //! Routes and clusters that end a request in every way Envoy has.
 
 use super::rude::{BlackHole, Rude, Rudeness};
-use crate::harness::{Bootstrap, Origin};
 use serde_json::{Value, json};
+use testkit::{Bootstrap, Origin};
 
 /// What the table of `src/exchange/source.rs` is made of, per request.
 const LOG: &str = "row %REQ(IDEMPOTENCY-KEY)% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS% \

@@ -4,7 +4,7 @@ use super::process::{Process, Scratch, free_port};
 use super::{PATIENCE, client, eventually};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};

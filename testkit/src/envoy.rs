@@ -2,10 +2,10 @@
 
 use super::process::{Process, Scratch, free_port};
 use super::redis::{Redis, RedisCluster, Webdis};
-use super::{PATIENCE, client, eventually};
+use super::{PATIENCE, client, eventually, project_path};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ const FRONT: &str = "front";
 /// A file that a variable names, or one of this project.
 fn file(variable: &str, default: &str, made_by: &str) -> PathBuf {
     let named = std::env::var(variable).ok().filter(|path| !path.is_empty());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(named.as_deref().unwrap_or(default));
+    let path = project_path(named.as_deref().unwrap_or(default));
     assert!(path.exists(), "{} is missing: run `{made_by}`", path.display());
     path
 }
@@ -60,7 +60,7 @@ impl Bootstrap {
 
     /// A file of `envoy/`, on free ports.
     pub fn read(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy").join(name);
+        let path = project_path("envoy").join(name);
         let text = std::fs::read_to_string(&path).unwrap();
         let file: Value = serde_norway::from_str(&text).unwrap();
         let mut bootstrap = Self { file, environment: Vec::new(), replaceable: false };

@@ -7,26 +7,32 @@
 //! assert_eq!(world.executions(), 1);
 //! ```
 //!
-//! Several Envoys that share a Redis are a [`Fleet`].
+//! Several Envoys that share a Redis are a [`Fleet`]. Beside these: the contract of every store
+//! ([`store_contract`]) with what it is run on ([`map`], [`redis_store`]), and configurations that are
+//! refused ([`config_cases`]).
 
 #![allow(
-    dead_code,
-    unused_imports,
-    unreachable_pub,
     clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::new_without_default,
     clippy::panic,
     clippy::unwrap_used,
-    reason = "tests and examples share it, each uses a part, and a world that does not come up ends them"
+    clippy::wildcard_enum_match_arm,
+    reason = "tests and tools share it, and a world that does not come up ends them"
 )]
+#![allow(missing_docs, reason = "most names say it all")]
 
 pub mod client;
+pub mod config_cases;
 pub mod envoy;
+pub mod map;
 pub mod origin;
 pub mod place;
 pub mod process;
 pub mod redis;
+pub mod redis_store;
+pub mod store_contract;
 
 pub use client::{Answer, Client, Request};
 pub use envoy::{Bootstrap, Envoy};
@@ -37,11 +43,18 @@ pub use redis::{Redis, RedisCluster, Webdis};
 
 use serde_json::Value;
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that must come. Far above what it takes on a busy machine, and
 /// it is reached only by a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A file or folder of this project, named from the root of its tree.
+pub fn project_path(path: impl AsRef<Path>) -> PathBuf {
+    let member = Path::new(env!("CARGO_MANIFEST_DIR"));
+    member.parent().unwrap_or(member).join(path)
+}
 
 /// An Envoy with the filter in front of an origin.
 pub struct World {

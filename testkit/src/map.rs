@@ -30,7 +30,6 @@ impl SharedData for Map {
     }
 }
 
-#[allow(dead_code, reason = "not every test looks into it")]
 impl Map {
     /// Bytes of all values.
     pub fn bytes(&self) -> usize {

@@ -1,5 +1,7 @@
 //! A real `redis-server` on a free port, and a client of ours that speaks to it over a socket.
 
+use super::store_contract;
+use envoy_idempotency::record::codec::{DEADLINE, HEAD_LEN};
 use envoy_idempotency::store::redis::{Client, Event, Line, Settings, Ticket, Transport};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::time::Timestamp;
@@ -164,6 +166,26 @@ impl Store {
         let reply = String::from_utf8(reply).unwrap();
         let lines = reply.split("\r\n").filter(|line| line.starts_with(&self.prefix));
         lines.map(|line| line.as_bytes().to_vec()).collect()
+    }
+}
+
+impl store_contract::Store for Store {
+    fn execute(&self, command: Command) -> Result<Reply, StoreError> {
+        self.pipelined(vec![command]).remove(0)
+    }
+
+    /// Redis's clock cannot be moved, so everything that looks at it is: deadlines and times to live.
+    fn advance(&self, time: Duration) {
+        for name in self.names() {
+            let head =
+                self.bulk(&[b"GETRANGE", &name, b"0", (HEAD_LEN - 1).to_string().as_bytes()]);
+            let deadline = u64::from_be_bytes(head[DEADLINE].try_into().unwrap());
+            let earlier = deadline - time.as_millis() as u64;
+            let at = DEADLINE.start.to_string();
+            self.raw(&[b"SETRANGE", &name, at.as_bytes(), &earlier.to_be_bytes()]);
+            let left = self.integer(&[b"PTTL", &name]) - time.as_millis() as i64;
+            self.raw(&[b"PEXPIRE", &name, left.to_string().as_bytes()]);
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! Configurations that are refused, each with the words that it is refused with: by the parser, by the tool
 //! and, some of them, by a real Envoy.
 
-#![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
-
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
