@@ -37,11 +37,8 @@
     reason = "it takes the time that clients take, and a soak that cannot run ends there"
 )]
 
-#[path = "soak/books.rs"]
 mod books;
-#[path = "soak/load.rs"]
 mod load;
-#[path = "soak/origin.rs"]
 mod origin;
 
 use books::Books;

@@ -5,8 +5,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
+use testkit::project_path;
 
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/docker/compose.yaml");
+const FILE: &str = "envoy/docker/compose.yaml";
 
 /// Commands for the engine, one after the other.
 #[derive(Clone)]
@@ -91,7 +92,8 @@ impl Compose {
     async fn try_compose(&self, arguments: &[&str]) -> Result<String, String> {
         let (program, first) = self.command.split_first().unwrap();
         let mut all: Vec<&str> = first.iter().map(String::as_str).collect();
-        all.extend(["-f", FILE, "-p", &self.project]);
+        let file = project_path(FILE).display().to_string();
+        all.extend(["-f", &file, "-p", &self.project]);
         all.extend(arguments);
         self.run(program, &all).await
     }

@@ -17,11 +17,8 @@
     reason = "it takes the time that containers take, and a run that cannot go on ends there"
 )]
 
-#[path = "docker/compose.rs"]
 mod compose;
-#[path = "docker/fleet.rs"]
 mod fleet;
-#[path = "docker/load.rs"]
 mod load;
 
 use compose::Compose;

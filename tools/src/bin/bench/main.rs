@@ -9,7 +9,6 @@
     reason = "it measures time, and a bench that cannot run ends there"
 )]
 
-#[path = "bench/nginx.rs"]
 mod nginx;
 
 use nginx::Nginx;
