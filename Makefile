@@ -34,7 +34,7 @@ wasm: setup ## compile the module, target/wasm32-wasip1/release/envoy_idempotenc
 	@scripts/build-wasm
 
 tool: ## compile the operator's tool, target/release/idempotency
-	@cargo build --locked --release --bin idempotency
+	@cargo build --locked --release -p cli
 
 trap: setup ## compile the module that tests stop on purpose, under target/trap/
 	@scripts/build-wasm trap
@@ -58,7 +58,7 @@ fmt: ## format the code
 	@cargo fmt --all
 
 e2e: wasm trap ## the tests in a real Envoy alone; T=name picks some
-	@cargo test --locked --test e2e -- $(T)
+	@cargo test --locked --test e2e --test envoy -- $(T)
 
 manifests: wasm ## the tests of the manifests for Istio and Envoy Gateway, and of the image, alone
 	@cargo test --locked --test manifests

@@ -26,7 +26,6 @@ mod redis_harness;
 mod redis_kinds;
 mod store;
 mod telemetry;
-mod tool;
 mod transitions;
 mod vm_death;
 

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testkit::config_cases::{self, every_field, junk, places};
+use testkit::project_path;
 
 fn schema() -> Validator {
     jsonschema::draft202012::new(&serde_json::from_str(&render_schema()).unwrap()).unwrap()
@@ -50,7 +51,7 @@ const BEYOND_A_SCHEMA: [&str; 16] = [
 
 #[test]
 fn the_committed_schema_is_the_parsers_own() {
-    let committed = include_str!("../config.schema.json");
+    let committed = include_str!("../../config.schema.json");
     assert!(committed == render_schema(), "config.schema.json is old: run `make schema`");
 }
 
@@ -98,7 +99,7 @@ fn configurations(value: &Value, found: &mut Vec<Value>) {
 #[test]
 fn every_configuration_that_is_shown_is_valid() {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/envoy")).unwrap() {
+    for entry in std::fs::read_dir(project_path("envoy")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
             let text = std::fs::read_to_string(path).unwrap();

@@ -20,6 +20,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use testkit::config_cases::{self, with};
+use testkit::project_path;
 use testkit::redis_store::{Server, Store};
 
 /// What a run came to.
@@ -123,7 +124,8 @@ fn check_finds_a_configuration_in_a_bootstrap_as_a_string_or_a_struct() {
 
 #[test]
 fn check_says_what_each_rule_protects() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/redis.yaml");
+    let file = project_path("envoy/redis.yaml");
+    let file = file.to_str().unwrap();
     let ran = run(&["check", file], "");
     assert_eq!(
         (ran.code, ran.err.as_str(), ran.out),
@@ -183,7 +185,7 @@ fn check_reads_yaml_and_the_manifests_of_control_planes() {
 fn every_file_that_the_project_shows_passes_or_holds_no_configuration() {
     /// What is neither Envoy's nor a control plane's.
     const OTHERS: [&str; 2] = ["dashboards/alerts.yaml", "docker/compose.yaml"];
-    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/envoy"))];
+    let mut folders = vec![project_path("envoy")];
     let mut passed = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -541,5 +543,5 @@ fn a_redis_that_cannot_be_reached_is_exit_code_2() {
 
 #[test]
 fn the_schema_it_prints_is_the_committed_one() {
-    assert_eq!(run(&["schema"], "").out, include_str!("../config.schema.json"));
+    assert_eq!(run(&["schema"], "").out, include_str!("../../config.schema.json"));
 }
