@@ -1,7 +1,7 @@
 //! `check`: the module's own parser, before Envoy runs it.
 
-use super::lift::Lifted;
-use super::said::say;
+use super::extract::Extracted;
+use super::output::print_line;
 use super::{Failure, Source};
 use clap::Args;
 use envoy_idempotency::config::{Config, Rule, StoreConfig};
@@ -19,9 +19,9 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let mut refused = Vec::new();
-        for lifted in self.source.lift()? {
-            match self.source.load(&lifted) {
-                Ok(config) => print(&lifted, &config),
+        for extracted in self.source.extract()? {
+            match self.source.load(&extracted) {
+                Ok(config) => print(&extracted, &config),
                 // All plugins are looked at: one run names what is wrong with each.
                 Err(failure) => refused.push(failure.to_string()),
             }
@@ -32,29 +32,29 @@ impl Check {
 
 impl Source {
     /// The configuration, by the module's own parser.
-    pub(super) fn load(&self, lifted: &Lifted) -> Result<Config, Failure> {
-        Config::load(&lifted.bytes, &|name| self.variable(lifted, name))
-            .map_err(|error| Failure::Refused(format!("{}: {error}", lifted.place)))
+    pub(super) fn load(&self, extracted: &Extracted) -> Result<Config, Failure> {
+        Config::load(&extracted.bytes, &|name| self.variable(extracted, name))
+            .map_err(|error| Failure::Refused(format!("{}: {error}", extracted.place)))
     }
 }
 
-fn print(lifted: &Lifted, config: &Config) {
+fn print(extracted: &Extracted, config: &Config) {
     let store = match &config.store {
         StoreConfig::Memory(table) => format!("memory, {} records", table.entries),
         StoreConfig::Redis(redis) => format!("Redis, by the cluster {}", redis.cluster),
     };
     let rules = config.rules.len();
     let plural = if rules == 1 { "" } else { "s" };
-    say(format_args!("{}: {rules} rule{plural}; store: {store}", lifted.place));
+    print_line(format_args!("{}: {rules} rule{plural}; store: {store}", extracted.place));
     for rule in &config.rules {
-        say(format_args!("  {}: {}", rule.name, protects(rule)));
+        print_line(format_args!("  {}: {}", rule.name, protects(rule)));
     }
     let holds = config.rules.iter().find(|rule| rule.needs_body() && !rule.shadow);
-    if let Some(rule) = holds.filter(|_| lifted.holds_no_headers) {
+    if let Some(rule) = holds.filter(|_| extracted.holds_no_headers) {
         eprintln!(
             "{}: warning: the rule {} needs the request's body: without \
              allow_on_headers_stop_iteration: true, its every request with a body is answered 500",
-            lifted.place, rule.name
+            extracted.place, rule.name
         );
     }
 }
@@ -62,12 +62,12 @@ fn print(lifted: &Lifted, config: &Config) {
 /// Which requests a rule is about, in a line.
 pub(super) fn protects(rule: &Rule) -> String {
     let matching = &rule.matching;
-    let mut said = matching.methods.join(", ");
+    let mut text = matching.methods.join(", ");
     if let Some(path) = &matching.path {
-        said = format!("{said} {path}");
+        text = format!("{text} {path}");
     }
     if !matching.hosts.is_empty() {
-        said = format!("{said} at {}", matching.hosts.join(", "));
+        text = format!("{text} at {}", matching.hosts.join(", "));
     }
-    if rule.shadow { format!("{said} (shadow)") } else { said }
+    if rule.shadow { format!("{text} (shadow)") } else { text }
 }

@@ -1,10 +1,10 @@
 //! `explain`: what would become of a request, by the module's own machine.
 
 use super::check::protects;
-use super::play::{Meets, play};
+use super::dry_run::{Meets, dry_run};
+use super::output::{Fields, plain, print_line};
 use super::request::Request;
-use super::said::{Said, plain, say};
-use super::{Failure, Source, lift};
+use super::{Failure, Source, extract};
 use clap::Args;
 use envoy_idempotency::config::{Config, Rule, Selection, StoreConfig};
 use envoy_idempotency::key::{
@@ -49,8 +49,8 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let mut lifted = self.source.lift()?;
-        let plugin = match (self.plugin, lifted.len()) {
+        let mut extracted = self.source.extract()?;
+        let plugin = match (self.plugin, extracted.len()) {
             (None, 1) => 1,
             (None, found) => {
                 let why = format!("{found} plugins in the file: choose one with --plugin");
@@ -58,19 +58,19 @@ impl Explain {
             }
             (Some(plugin), _) => plugin,
         };
-        let chosen = plugin.checked_sub(1).filter(|index| *index < lifted.len());
+        let chosen = plugin.checked_sub(1).filter(|index| *index < extracted.len());
         let chosen = chosen
-            .map(|index| lifted.swap_remove(index))
+            .map(|index| extracted.swap_remove(index))
             .ok_or_else(|| Failure::Untried(format!("there is no plugin {plugin} in the file")))?;
         if self.request == self.source.config {
             let why = "configuration and request cannot be the same file, or both standard input";
             return Err(Failure::Untried(why.to_owned()));
         }
         let config = Rc::new(self.source.load(&chosen)?);
-        let request = Request::parse(&lift::read(&self.request)?)?;
+        let request = Request::parse(&extract::read(&self.request)?)?;
         let explained = self.explain(&config, &request);
         if self.json {
-            say(format_args!("{explained:#}"));
+            print_line(format_args!("{explained:#}"));
         } else {
             print(&explained);
         }
@@ -78,53 +78,53 @@ impl Explain {
     }
 
     fn explain(&self, config: &Rc<Config>, request: &Request) -> Value {
-        let mut said = Said::default();
+        let mut output = Fields::default();
         let route = self.route.as_deref().map(str::as_bytes);
         if let Selection::Rule { rule, captures } = config.select(route, &request.headers) {
             let head =
                 RequestHead { headers: &request.headers, attributes: self, captures: &captures };
-            self.describe(&mut said, config, &rule, &head, &request.body);
-            let asked = play(self, config, request, &Meets::Nothing).claim;
+            self.describe(&mut output, config, &rule, &head, &request.body);
+            let asked = dry_run(self, config, request, &Meets::Nothing).claim;
             if let Some((key, fingerprint)) = asked {
-                said.put("key", format!("{key:x}"));
+                output.put("key", format!("{key:x}"));
                 if let StoreConfig::Redis(redis) = &config.store {
-                    said.put("redis_key", redis.settings.name(key));
+                    output.put("redis_key", redis.settings.name(key));
                 }
                 if rule.key.fingerprint != FingerprintPlan::Nothing {
-                    said.put("fingerprint", hex(&fingerprint.0));
+                    output.put("fingerprint", hex(&fingerprint.0));
                 }
                 let would = Meets::ALL.iter().filter(|meets| {
                     // Nothing differs where nothing is compared.
                     **meets != Meets::Another || rule.key.fingerprint != FingerprintPlan::Nothing
                 });
                 let would = would.map(|meets| {
-                    let played = play(self, config, request, meets);
-                    (meets.word().to_owned(), played.into_json(&rule))
+                    let run = dry_run(self, config, request, meets);
+                    (meets.word().to_owned(), run.into_json(&rule))
                 });
-                said.put("would", Value::Object(would.collect()));
-                return Value::from(said);
+                output.put("would", Value::Object(would.collect()));
+                return Value::from(output);
             }
-            let alone = play(self, config, request, &Meets::Nothing).into_json(&rule);
-            said.put("would", json!({ "always": alone }));
+            let alone = dry_run(self, config, request, &Meets::Nothing).into_json(&rule);
+            output.put("would", json!({ "always": alone }));
         } else {
-            let played = play(self, config, request, &Meets::Nothing);
-            said.put("rule", Value::Null);
-            said.put("would", json!({ "always": played.without_rule() }));
+            let run = dry_run(self, config, request, &Meets::Nothing);
+            output.put("rule", Value::Null);
+            output.put("would", json!({ "always": run.without_rule() }));
         }
-        Value::from(said)
+        Value::from(output)
     }
 
     fn describe(
         &self,
-        said: &mut Said,
+        output: &mut Fields,
         config: &Config,
         rule: &Rc<Rule>,
         head: &RequestHead<'_>,
         body: &[u8],
     ) {
-        said.put("rule", rule.name.as_str());
-        said.put("protects", protects(rule));
-        let mut from = Said::default();
+        output.put("rule", rule.name.as_str());
+        output.put("protects", protects(rule));
+        let mut from = Fields::default();
         from.put("from", caller(&rule.key.caller));
         if rule.key.caller != CallerSource::Anyone {
             let digest = rule.key.caller_in(head, config.secret.as_ref()).ok();
@@ -132,9 +132,9 @@ impl Explain {
             let digest = digest.map(|digest| Key(digest).to_string());
             from.put("digest", digest);
         }
-        said.put("caller", Value::from(from));
+        output.put("caller", Value::from(from));
         let parts = rule.key.parts.iter().map(|part| {
-            let mut one = Said::default();
+            let mut one = Fields::default();
             one.put("part", name(part));
             match part.values(head, body) {
                 Ok(values) if self.reveal => {
@@ -146,9 +146,9 @@ impl Explain {
             }
             one
         });
-        said.put("parts", parts.map(Value::from).collect::<Vec<_>>());
-        said.put("scope", scope(&rule.key));
-        said.put("compares", compares(&rule.key.fingerprint));
+        output.put("parts", parts.map(Value::from).collect::<Vec<_>>());
+        output.put("scope", scope(&rule.key));
+        output.put("compares", compares(&rule.key.fingerprint));
     }
 }
 
@@ -221,17 +221,17 @@ fn hex(bytes: &[u8; 32]) -> String {
 }
 
 /// The same for people: a name and a value a line.
-fn print(said: &Value) {
+fn print(output: &Value) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let line = |name: &str, value: &str| say(format_args!("{name:<12} {value}"));
-    match said.get("rule") {
+    let line = |name: &str, value: &str| print_line(format_args!("{name:<12} {value}"));
+    match output.get("rule") {
         Some(Value::String(rule)) => {
-            let protects = said.get("protects").map(text).unwrap_or_default();
+            let protects = output.get("protects").map(text).unwrap_or_default();
             line("rule", &format!("{rule}: {protects}"));
         }
         Some(_) | None => line("rule", "none"),
     }
-    if let Some(caller) = said.get("caller") {
+    if let Some(caller) = output.get("caller") {
         let from = caller.get("from").map(text).unwrap_or_default();
         line(
             "caller",
@@ -242,7 +242,7 @@ fn print(said: &Value) {
             },
         );
     }
-    for part in said.get("parts").and_then(Value::as_array).into_iter().flatten() {
+    for part in output.get("parts").and_then(Value::as_array).into_iter().flatten() {
         let name = part.get("part").map(text).unwrap_or_default();
         let found = match (part.get("values"), part.get("error")) {
             (_, Some(error)) => format!(": {}", text(error)),
@@ -260,7 +260,7 @@ fn print(said: &Value) {
         };
         line("key part", &format!("{name}{found}"));
     }
-    if let Some(scope) = said.get("scope").and_then(Value::as_array) {
+    if let Some(scope) = output.get("scope").and_then(Value::as_array) {
         let words: Vec<_> = scope.iter().map(text).collect();
         line("scope", &if words.is_empty() { "nothing".to_owned() } else { words.join(", ") });
     }
@@ -270,11 +270,11 @@ fn print(said: &Value) {
         ("key", "key"),
         ("Redis key", "redis_key"),
     ] {
-        if let Some(value) = said.get(field) {
+        if let Some(value) = output.get(field) {
             line(name, &text(value));
         }
     }
-    let would = |meets: &str| said.get("would").and_then(|all| all.get(meets));
+    let would = |meets: &str| output.get("would").and_then(|all| all.get(meets));
     let words = ["always"].into_iter().chain(Meets::ALL.iter().map(Meets::word));
     for (meets, would) in words.filter_map(|meets| Some((meets, would(meets)?))) {
         let then = would.get("then").map(text).unwrap_or_default();

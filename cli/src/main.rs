@@ -2,12 +2,12 @@
 //! request, and shows or forgets what Redis keeps under a key.
 
 mod check;
+mod dry_run;
 mod explain;
-mod lift;
-mod play;
+mod extract;
+mod output;
 mod records;
 mod request;
-mod said;
 mod server;
 mod variables;
 
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         Command::Show(show) => show.run(),
         Command::Forget(forget) => forget.run(),
         Command::Schema => {
-            said::say(envoy_idempotency::config::render_schema().trim_end());
+            output::print_line(envoy_idempotency::config::render_schema().trim_end());
             Ok(())
         }
     };

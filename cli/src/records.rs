@@ -1,8 +1,8 @@
 //! `show` and `forget`: what Redis keeps under a key.
 
 use super::Failure;
-use super::said::{Said, plain, say};
-use super::server::{Place, Server};
+use super::output::{Fields, plain, print_line};
+use super::server::{Server, Target};
 use clap::Args;
 use envoy_idempotency::key::Key;
 use envoy_idempotency::record::codec::{self, TOKEN};
@@ -18,7 +18,7 @@ use std::time::Duration;
 #[derive(Args)]
 pub(super) struct Show {
     #[command(flatten)]
-    place: Place,
+    target: Target,
     /// Print the answer's headers and body, which are the client's own.
     #[arg(long)]
     reveal: bool,
@@ -34,7 +34,7 @@ pub(super) struct Show {
 #[derive(Args)]
 pub(super) struct Forget {
     #[command(flatten)]
-    place: Place,
+    target: Target,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -45,17 +45,17 @@ pub(super) struct Forget {
 
 impl Show {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let mut server = self.place.connect()?;
-        let name = self.place.name(&mut server)?;
+        let mut server = self.target.connect()?;
+        let name = self.target.name(&mut server)?;
         let bytes = find(&mut server, &name)?;
         let record =
             codec::decode(&bytes).map_err(|error| Failure::Refused(format!("{name}: {error}")))?;
         let now = server.now()?;
-        let said = describe(&name, &record, now, self.reveal);
+        let output = describe(&name, &record, now, self.reveal);
         if self.json {
-            say(format_args!("{said:#}"));
+            print_line(format_args!("{output:#}"));
         } else {
-            print(&said);
+            print(&output);
         }
         Ok(())
     }
@@ -63,14 +63,14 @@ impl Show {
 
 impl Forget {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let mut server = self.place.connect()?;
-        let name = self.place.name(&mut server)?;
+        let mut server = self.target.connect()?;
+        let name = self.target.name(&mut server)?;
         let bytes = find(&mut server, &name)?;
         match codec::decode(&bytes) {
             Ok(record) => {
                 let standing = standing(&record.head(), server.now()?);
                 print(&describe(&name, &record, server.now()?, false));
-                say(format_args!("{}", warning(&standing)));
+                print_line(format_args!("{}", warning(&standing)));
                 if matches!(standing, Standing::Ongoing) && !self.force {
                     return Err(Failure::Refused(format!(
                         "{name}: an execution is running, and is not forgotten without --force"
@@ -82,13 +82,13 @@ impl Forget {
                     "{name}: {error}; it may be a claim, and is not forgotten without --force"
                 )));
             }
-            Err(error) => say(format_args!("{name}: {error}")),
+            Err(error) => print_line(format_args!("{name}: {error}")),
         }
         self.confirm()?;
         // Version, state and token: a heartbeat changes none of them, and everything else does.
         let start = bytes.get(..TOKEN.end).unwrap_or(&bytes);
         if server.delete(&name, start)? {
-            say(format_args!("forgotten"));
+            print_line(format_args!("forgotten"));
             Ok(())
         } else {
             Err(Failure::Refused(format!("{name}: changed in the meantime, and left; look again")))
@@ -172,8 +172,8 @@ fn warning(standing: &Standing) -> &'static str {
 }
 
 fn describe(name: &str, record: &Record, now: Timestamp, reveal: bool) -> Value {
-    let mut said = Said::default();
-    said.put("name", name);
+    let mut output = Fields::default();
+    output.put("name", name);
     let (state, deadline) = match (standing(&record.head(), now), &record.state) {
         (Standing::Ongoing, State::Ongoing { lease_until, .. }) => ("ongoing", *lease_until),
         (Standing::Unknown(until), _) => ("unknown", until),
@@ -190,43 +190,43 @@ fn describe(name: &str, record: &Record, now: Timestamp, reveal: bool) -> Value 
             | State::Ongoing { lease_until: until, .. },
         ) => ("finished", *until),
     };
-    said.put("state", state);
-    said.put("until", deadline.to_string());
-    said.put("seconds_left", now.until(deadline).as_secs());
-    said.put("attempt", record.attempt);
-    said.put("first_seen", record.first_seen.to_string());
+    output.put("state", state);
+    output.put("until", deadline.to_string());
+    output.put("seconds_left", now.until(deadline).as_secs());
+    output.put("attempt", record.attempt);
+    output.put("first_seen", record.first_seen.to_string());
     if let State::Finished { status, kept, .. } = &record.state {
-        said.put("status", *status);
+        output.put("status", *status);
         match kept {
-            Kept::StatusOnly => said.put("kept", "the status"),
-            Kept::Nothing => said.put("kept", "nothing: the answer was too large, or a stream"),
+            Kept::StatusOnly => output.put("kept", "the status"),
+            Kept::Nothing => output.put("kept", "nothing: the answer was too large, or a stream"),
             Kept::Answer(answer) => {
-                said.put("kept", "the answer");
-                said.put("body_bytes", answer.body.len());
+                output.put("kept", "the answer");
+                output.put("body_bytes", answer.body.len());
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 let headers = answer.headers.iter().map(|(name, value)| {
                     if reveal { format!("{}: {}", text(name), text(value)) } else { text(name) }
                 });
-                said.put("headers", headers.collect::<Vec<_>>());
+                output.put("headers", headers.collect::<Vec<_>>());
                 if reveal {
-                    said.put("body", text(&answer.body));
+                    output.put("body", text(&answer.body));
                 }
             }
         }
     }
-    said.into()
+    output.into()
 }
 
 /// The same for people: a name and a value a line.
-fn print(said: &Value) {
-    let text = |field: &str| match said.get(field) {
+fn print(output: &Value) {
+    let text = |field: &str| match output.get(field) {
         Some(Value::String(text)) => Some(text.clone()),
         Some(value) => Some(value.to_string()),
         None => None,
     };
     let line = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            say(format_args!("{name:<12} {value}"));
+            print_line(format_args!("{name:<12} {value}"));
         }
     };
     line("key", text("name"));
@@ -237,11 +237,11 @@ fn print(said: &Value) {
     line("first seen", text("first_seen"));
     line("status", text("status"));
     line("kept", text("kept"));
-    for header in said.get("headers").and_then(Value::as_array).into_iter().flatten() {
+    for header in output.get("headers").and_then(Value::as_array).into_iter().flatten() {
         line("header", header.as_str().map(plain));
     }
     line("body", text("body_bytes").map(|bytes| format!("{bytes} bytes")));
     if let Some(body) = text("body") {
-        say(format_args!("\n{}", plain(&body)));
+        print_line(format_args!("\n{}", plain(&body)));
     }
 }

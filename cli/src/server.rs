@@ -19,7 +19,7 @@ const PASSWORD: &str = "REDIS_PASSWORD";
 
 /// Which key, and in which Redis.
 #[derive(Args)]
-pub(super) struct Place {
+pub(super) struct Target {
     /// The key: its name in Redis, its 64 hexadecimal digits, or 12 or more of the first of them, as in a
     /// log line. With fewer than 64, all names of one server are gone through (SCAN).
     key: String,
@@ -42,7 +42,7 @@ pub(super) struct Server {
     address: String,
 }
 
-impl Place {
+impl Target {
     pub(super) fn connect(&self) -> Result<Server, Failure> {
         let info = self.redis.as_str().into_connection_info();
         // The error's own words may hold the URL, and with it the password.

@@ -1,7 +1,7 @@
 //! The variables that a configuration may name, as the module would see them.
 
 use super::Source;
-use super::lift::{Handed, Lifted};
+use super::extract::{Extracted, Handed};
 
 /// Stands in for a variable that is not set here: as long as the longest secret that is asked for.
 const ASSUMED: &str = "assumed-0123456789abcdef";
@@ -19,7 +19,7 @@ impl Source {
     ///
     /// A plugin sees what its `vm_config` hands it, and no more: a variable that is missing there is
     /// missing in Envoy, whatever is set or assumed here.
-    pub(super) fn variable(&self, lifted: &Lifted, name: &str) -> Option<String> {
+    pub(super) fn variable(&self, extracted: &Extracted, name: &str) -> Option<String> {
         let outside = || {
             let given = self.variables.iter().find(|(known, _)| known == name);
             given
@@ -27,7 +27,7 @@ impl Source {
                 .or_else(|| std::env::var(name).ok())
                 .or_else(|| self.assume_env.then(|| ASSUMED.to_owned()))
         };
-        match &lifted.handed {
+        match &extracted.handed {
             None => outside(),
             Some(Handed { values, host }) => match values.get(name) {
                 Some(value) => Some(value.clone()),

@@ -13,7 +13,7 @@ use std::path::Path;
 const ROOT_ID: &str = "idempotency";
 
 /// A configuration of the filter.
-pub(super) struct Lifted {
+pub(super) struct Extracted {
     /// Where it is from, for messages.
     pub(super) place: String,
     /// As the module gets it: JSON, or a `Struct` on the wire.
@@ -35,13 +35,13 @@ pub(super) struct Handed {
 
 impl Source {
     /// Every configuration in the file, at least one.
-    pub(super) fn lift(&self) -> Result<Vec<Lifted>, Failure> {
+    pub(super) fn extract(&self) -> Result<Vec<Extracted>, Failure> {
         let place = name(&self.config);
         let bytes = read(&self.config)?;
         let documents = match documents(&self.config, &bytes) {
             Ok(documents) => documents,
             // The module's parser has the better words for what is no JSON.
-            Err(NoDocument::Json) => return Ok(vec![Lifted::alone(place, bytes)]),
+            Err(NoDocument::Json) => return Ok(vec![Extracted::alone(place, bytes)]),
             Err(NoDocument::Yaml(why)) => {
                 return Err(Failure::Refused(format!("{place}: not YAML: {why}")));
             }
@@ -58,7 +58,7 @@ impl Source {
                     } else {
                         document.to_string().into_bytes()
                     };
-                    Ok(vec![Lifted::alone(place, bytes)])
+                    Ok(vec![Extracted::alone(place, bytes)])
                 }
                 _ => Err(Failure::Refused(format!(
                     "{place}: holds no plugin with root_id: {ROOT_ID}, and is no configuration of one"
@@ -66,15 +66,15 @@ impl Source {
             };
         }
         if found.len() > 1 {
-            for (index, lifted) in found.iter_mut().enumerate() {
-                lifted.place = format!("{place}: plugin {}", index.saturating_add(1));
+            for (index, extracted) in found.iter_mut().enumerate() {
+                extracted.place = format!("{place}: plugin {}", index.saturating_add(1));
             }
         }
         Ok(found)
     }
 }
 
-impl Lifted {
+impl Extracted {
     fn alone(place: String, bytes: Vec<u8>) -> Self {
         Self { place, bytes, handed: None, holds_no_headers: false }
     }
@@ -147,11 +147,11 @@ fn is_envelope(document: &Value) -> bool {
     document.is_array() || MARKS.iter().any(|mark| document.get(mark).is_some())
 }
 
-fn search(value: &Value, place: &str, found: &mut Vec<Lifted>) -> Result<(), Failure> {
+fn search(value: &Value, place: &str, found: &mut Vec<Extracted>) -> Result<(), Failure> {
     match value {
         Value::Object(fields) => {
-            if let Some(lifted) = plugin(fields, place)? {
-                found.push(lifted);
+            if let Some(extracted) = plugin(fields, place)? {
+                found.push(extracted);
                 return Ok(());
             }
             fields.values().try_for_each(|inner| search(inner, place, found))
@@ -161,7 +161,7 @@ fn search(value: &Value, place: &str, found: &mut Vec<Lifted>) -> Result<(), Fai
     }
 }
 
-fn plugin(fields: &Map<String, Value>, place: &str) -> Result<Option<Lifted>, Failure> {
+fn plugin(fields: &Map<String, Value>, place: &str) -> Result<Option<Extracted>, Failure> {
     let is = |name: &str| fields.get(name).and_then(Value::as_str) == Some(ROOT_ID);
     // envoy.extensions.wasm.v3.PluginConfig, in either spelling of protobuf's JSON.
     if is("root_id") || is("rootId") {
@@ -175,13 +175,13 @@ fn plugin(fields: &Map<String, Value>, place: &str) -> Result<Option<Lifted>, Fa
         // A BoolValue is a boolean in protobuf's JSON.
         let holds_no_headers = holds.and_then(Value::as_bool) != Some(true);
         let handed = Some(envoy_variables(vm));
-        return Ok(Some(Lifted { place: place.to_owned(), bytes, handed, holds_no_headers }));
+        return Ok(Some(Extracted { place: place.to_owned(), bytes, handed, holds_no_headers }));
     }
     // Istio's WasmPlugin, whose pluginName is the root_id.
     if is("pluginName") {
         let bytes = json(fields.get("pluginConfig"));
         let handed = Some(istio_variables(fields.get("vmConfig")));
-        return Ok(Some(Lifted {
+        return Ok(Some(Extracted {
             place: place.to_owned(),
             bytes,
             handed,
@@ -193,7 +193,7 @@ fn plugin(fields: &Map<String, Value>, place: &str) -> Result<Option<Lifted>, Fa
         let bytes = json(fields.get("config"));
         let host = names(fields.get("env").and_then(|env| env.get("hostKeys")));
         let handed = Some(Handed { values: BTreeMap::new(), host });
-        return Ok(Some(Lifted {
+        return Ok(Some(Extracted {
             place: place.to_owned(),
             bytes,
             handed,

@@ -3,8 +3,8 @@
 //! Nothing here decides: the machine of one request is fed the request and, once for each state that a
 //! record can be in, the reply of a store; what it orders is put into words.
 
+use super::output::Fields;
 use super::request::Request;
-use super::said::Said;
 use envoy_idempotency::config::{Config, Ongoing, Rule};
 use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Fingerprint, Key};
@@ -20,38 +20,38 @@ use std::rc::Rc;
 const NOW: Timestamp = Timestamp::from_millis(1_000_000_000_000);
 
 /// Runs the machine until it has answered, let the request go, or waits.
-pub(super) fn play(
+pub(super) fn dry_run(
     attributes: &dyn Attributes,
     config: &Rc<Config>,
     request: &Request,
     meets: &Meets,
-) -> Played {
+) -> DryRun {
     let exchange = Exchange::new(config.clone(), "explain".into(), Token([1; 16]));
     let ends = request.body.is_empty();
     let headers =
         Input::RequestHeaders { headers: &request.headers, attributes, end_of_stream: ends };
     let mut step = exchange.handle(headers, NOW);
-    let mut played = Played { held: step.flow == Flow::Hold, ..Played::default() };
-    let mut questions = played.take(&mut step.orders);
+    let mut run = DryRun { held: step.flow == Flow::Hold, ..DryRun::default() };
+    let mut questions = run.take(&mut step.orders);
     if !ends && step.next.wants_bytes() {
         let body = Input::RequestBody { chunk: &request.body, end_of_stream: true };
         step = step.next.handle(body, NOW);
-        played.held = step.flow == Flow::Hold;
-        questions = played.take(&mut step.orders);
+        run.held = step.flow == Flow::Hold;
+        questions = run.take(&mut step.orders);
     }
     // A waiter asks twice: it watches, and looks again.
     for _ in 0..2 {
         let Some((question, command)) = questions else { break };
         if let Command::Claim { key, fingerprint, .. } = &command {
-            played.claim = Some((*key, *fingerprint));
+            run.claim = Some((*key, *fingerprint));
         }
         let reply = meets.reply(&command);
         step = step.next.handle(Input::StoreReplied { question, reply }, NOW);
-        played.held = step.flow == Flow::Hold;
-        questions = played.take(&mut step.orders);
+        run.held = step.flow == Flow::Hold;
+        questions = run.take(&mut step.orders);
     }
-    played.waits = step.next.alarm().is_some() && played.answer.is_none();
-    played
+    run.waits = step.next.alarm().is_some() && run.answer.is_none();
+    run
 }
 
 /// What the request meets in the store.
@@ -106,7 +106,7 @@ impl Meets {
 
 /// What the machine has ordered.
 #[derive(Default)]
-pub(super) struct Played {
+pub(super) struct DryRun {
     /// The key and the fingerprint, if it has got as far as the store.
     pub(super) claim: Option<(Key, Fingerprint)>,
     outcome: Option<Outcome>,
@@ -120,7 +120,7 @@ pub(super) struct Played {
     log: Vec<String>,
 }
 
-impl Played {
+impl DryRun {
     /// Notes the orders, and gives the question to the store that is among them.
     fn take(&mut self, orders: &mut Vec<Order>) -> Option<(Question, Command)> {
         let mut asked = None;
@@ -157,18 +157,18 @@ impl Played {
     /// For a request that the rule protects.
     pub(super) fn into_json(self, rule: &Rule) -> Value {
         let then = self.words(rule);
-        let mut said = Said::default();
-        said.put("then", then);
+        let mut output = Fields::default();
+        output.put("then", then);
         if let Some(outcome) = self.outcome {
-            said.put("outcome", outcome.word());
+            output.put("outcome", outcome.word());
         }
         if let Some(answer) = &self.answer {
-            said.put("status", answer.status);
+            output.put("status", answer.status);
         }
         if self.shadow {
-            said.put("shadow", true);
+            output.put("shadow", true);
         }
-        said.into()
+        output.into()
     }
 
     /// For a request that no rule protects.
@@ -180,7 +180,7 @@ impl Played {
     }
 
     fn words(&self, rule: &Rule) -> String {
-        let said = if let Some(answer) = &self.answer {
+        let words = if let Some(answer) = &self.answer {
             if self.outcome == Some(Outcome::Replayed) {
                 return "is answered with the first answer, and Idempotent-Replayed: true"
                     .to_owned();
@@ -215,8 +215,8 @@ impl Played {
         };
         match self.log.first() {
             // Why it does not get as far as the store.
-            Some(log) if self.claim.is_none() => format!("{said} ({log})"),
-            Some(_) | None => said,
+            Some(log) if self.claim.is_none() => format!("{words} ({log})"),
+            Some(_) | None => words,
         }
     }
 }
@@ -228,13 +228,13 @@ fn answered(answer: &LocalReply) -> String {
         let found = code.as_ref().and_then(|code| code.get(field)).and_then(Value::as_str);
         found.unwrap_or_default().to_owned()
     };
-    let mut said = format!("is answered {} {}", answer.status, text("code"));
+    let mut words = format!("is answered {} {}", answer.status, text("code"));
     for name in ["retry-after", "location"] {
         let found = answer.headers.iter().find(|(known, _)| known == name.as_bytes());
         if let Some((_, value)) = found {
-            said = format!("{said}, {name}: {}", String::from_utf8_lossy(value));
+            words = format!("{words}, {name}: {}", String::from_utf8_lossy(value));
         }
     }
     let detail = text("detail");
-    if detail.is_empty() { said } else { format!("{said}: {detail}") }
+    if detail.is_empty() { words } else { format!("{words}: {detail}") }
 }

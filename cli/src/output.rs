@@ -1,4 +1,4 @@
-//! What a command says, for people and as JSON alike.
+//! What a command prints, for people and as JSON alike.
 
 use serde_json::{Map, Value};
 use std::fmt::Display;
@@ -6,23 +6,23 @@ use std::io::Write;
 
 /// Named values.
 #[derive(Default)]
-pub(super) struct Said(Map<String, Value>);
+pub(super) struct Fields(Map<String, Value>);
 
-impl Said {
-    /// Says one thing.
+impl Fields {
+    /// Sets one field.
     pub(super) fn put(&mut self, field: &str, value: impl Into<Value>) {
         self.0.insert(field.to_owned(), value.into());
     }
 }
 
-impl From<Said> for Value {
-    fn from(said: Said) -> Self {
-        Self::Object(said.0)
+impl From<Fields> for Value {
+    fn from(fields: Fields) -> Self {
+        Self::Object(fields.0)
     }
 }
 
 /// A line of output. Who reads no further, as `head` does, has what it wants: that is no fault.
-pub(super) fn say(line: impl Display) {
+pub(super) fn print_line(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
