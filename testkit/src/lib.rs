@@ -25,19 +25,19 @@
 
 pub mod client;
 pub mod config_cases;
+pub mod deployment;
 pub mod envoy;
 pub mod map;
 pub mod origin;
-pub mod place;
 pub mod process;
 pub mod redis;
 pub mod redis_store;
 pub mod store_contract;
 
 pub use client::{Answer, Client, Request};
+pub use deployment::Deployment;
 pub use envoy::{Bootstrap, Envoy};
 pub use origin::Origin;
-pub use place::Place;
 pub use process::Scratch;
 pub use redis::{Redis, RedisCluster, Webdis};
 

@@ -4,8 +4,8 @@
 use super::upstreams::{NOWHERE, Upstreams};
 use serde_json::json;
 use std::sync::Arc;
-use testkit::place::Store;
-use testkit::{Place, Request, eventually};
+use testkit::deployment::Store;
+use testkit::{Deployment, Request, eventually};
 use tokio::task::JoinSet;
 
 /// A way for a first request to end.
@@ -217,15 +217,15 @@ const BODY: &str = r#"{"amount":1,"note":"more than forty bytes of a body"}"#;
 /// The path of a request that nothing stands in the way of.
 const CLEAR: &str = "/clear";
 
-/// A place with all upstreams. The path is not part of the key, so that a retry may take another.
-async fn place(store: Store) -> (Arc<Place>, Arc<Upstreams>) {
+/// A deployment with all upstreams. The path is not part of the key, so that a retry may take another.
+async fn deployment(store: Store) -> (Arc<Deployment>, Arc<Upstreams>) {
     let upstreams = Upstreams::start().await;
     let rules = json!({ "rules": [ {
         "name": "any", "match": {}, "scope": ["method"], "unknown_ttl": "2s",
         "key": [ { "key_header": "idempotency-key" } ], "caller": { "header": "authorization" }
     } ] });
-    let place = Place::start(store, &rules, |bootstrap| upstreams.lead(bootstrap)).await;
-    (Arc::new(place), Arc::new(upstreams))
+    let deployment = Deployment::start(store, &rules, |bootstrap| upstreams.lead(bootstrap)).await;
+    (Arc::new(deployment), Arc::new(upstreams))
 }
 
 fn complete(request: Request, row: &Row) -> Request {
@@ -252,10 +252,10 @@ async fn try_row(request: Request, row: &Row) {
 }
 
 /// What this Envoy logged about the first request of a row, in the row's own words.
-async fn logged(place: &Place, envoy: usize, row: &Row) {
+async fn logged(deployment: &Deployment, envoy: usize, row: &Row) {
     let start = format!("row {} ", row.name);
     let line = || {
-        let log = place.envoys[envoy].log();
+        let log = deployment.envoys[envoy].log();
         log.lines().find_map(|line| line.strip_prefix(&start).map(str::to_owned))
     };
     eventually("the request is logged", async || line().is_some()).await;
@@ -287,26 +287,26 @@ where
 }
 
 async fn where_nothing_has_run_the_key_is_free(store: Store) {
-    let (place, upstreams) = place(store).await;
+    let (deployment, upstreams) = deployment(store).await;
     each(&RELEASED, |row| {
-        let place = place.clone();
+        let deployment = deployment.clone();
         async move {
-            try_row(place.post(row.path), row).await;
-            try_row(place.elsewhere(row.path), row).await;
-            logged(&place, 0, row).await;
-            logged(&place, place.envoys.len() - 1, row).await;
+            try_row(deployment.post(row.path), row).await;
+            try_row(deployment.elsewhere(row.path), row).await;
+            logged(&deployment, 0, row).await;
+            logged(&deployment, deployment.envoys.len() - 1, row).await;
         }
     })
     .await;
-    if let Some(redis) = &place.redis {
+    if let Some(redis) = &deployment.redis {
         assert_eq!(redis.keys("idem:*").await, Vec::<String>::new());
     }
     each(&RELEASED, |row| {
-        let place = place.clone();
+        let deployment = deployment.clone();
         async move {
-            let answer = complete(place.post(CLEAR), row).send().await;
+            let answer = complete(deployment.post(CLEAR), row).send().await;
             assert_eq!((answer.status, answer.is_replay()), (200, false), "{}", row.name);
-            assert_eq!(place.attempts(row.name), vec!["1"; 2 * row.runs + 1], "{}", row.name);
+            assert_eq!(deployment.attempts(row.name), vec!["1"; 2 * row.runs + 1], "{}", row.name);
         }
     })
     .await;
@@ -314,49 +314,49 @@ async fn where_nothing_has_run_the_key_is_free(store: Store) {
 }
 
 async fn where_it_may_have_run_the_key_is_in_doubt_for_a_while(store: Store) {
-    let (place, _upstreams) = place(store).await;
+    let (deployment, _upstreams) = deployment(store).await;
     each(&UNKNOWN, |row| {
-        let place = place.clone();
+        let deployment = deployment.clone();
         async move {
-            try_row(place.post(row.path), row).await;
+            try_row(deployment.post(row.path), row).await;
             // The record is written when Envoy knows; a client that was cut off may know before it.
             eventually("the key is in doubt", async || {
-                let retry = complete(place.elsewhere(CLEAR), row).send().await;
+                let retry = complete(deployment.elsewhere(CLEAR), row).send().await;
                 assert_eq!(retry.status, 409, "{}", row.name);
                 assert!(["in-progress", "outcome-unknown"].contains(&retry.code().as_str()));
                 retry.code() == "outcome-unknown"
             })
             .await;
-            logged(&place, 0, row).await;
-            assert_eq!(place.attempts(row.name), vec!["1"; row.runs], "{}", row.name);
+            logged(&deployment, 0, row).await;
+            assert_eq!(deployment.attempts(row.name), vec!["1"; row.runs], "{}", row.name);
             eventually("the next attempt takes over", async || {
-                let retry = complete(place.elsewhere(CLEAR), row).send().await;
+                let retry = complete(deployment.elsewhere(CLEAR), row).send().await;
                 assert!(retry.status == 200 || retry.code() == "outcome-unknown", "{}", row.name);
                 retry.status == 200
             })
             .await;
             let mut attempts = vec!["1"; row.runs];
             attempts.push("2");
-            assert_eq!(place.attempts(row.name), attempts, "{}", row.name);
+            assert_eq!(deployment.attempts(row.name), attempts, "{}", row.name);
         }
     })
     .await;
 }
 
 async fn what_the_application_says_after_the_last_try_is_kept(store: Store) {
-    let (place, _upstreams) = place(store).await;
+    let (deployment, _upstreams) = deployment(store).await;
     each(&KEPT, |row| {
-        let place = place.clone();
+        let deployment = deployment.clone();
         async move {
-            try_row(place.post(row.path), row).await;
-            logged(&place, 0, row).await;
-            for request in [place.post(CLEAR), place.elsewhere(CLEAR)] {
+            try_row(deployment.post(row.path), row).await;
+            logged(&deployment, 0, row).await;
+            for request in [deployment.post(CLEAR), deployment.elsewhere(CLEAR)] {
                 let retry = complete(request, row).send().await;
                 let found = (retry.status, retry.is_replay());
                 assert_eq!(found, (row.shows.0, true), "{}", row.name);
             }
             // One execution of the filter's, in as many tries of the router's.
-            assert_eq!(place.attempts(row.name), vec!["1"; row.runs], "{}", row.name);
+            assert_eq!(deployment.attempts(row.name), vec!["1"; row.runs], "{}", row.name);
         }
     })
     .await;
@@ -364,8 +364,8 @@ async fn what_the_application_says_after_the_last_try_is_kept(store: Store) {
 
 /// Envoy sends the request through all filters again: the second pass is a duplicate of the first.
 async fn an_internal_redirect_is_not_followed(store: Store) {
-    let (place, _upstreams) = place(store).await;
-    let request = |path: &str| place.post(path).key("a").caller("alice").json("{}");
+    let (deployment, _upstreams) = deployment(store).await;
+    let request = |path: &str| deployment.post(path).key("a").caller("alice").json("{}");
     let first = request("/redirected/")
         .header("x-origin-status", "302")
         .header("x-origin-header", "location: http://api.example.com/clear")
@@ -376,7 +376,7 @@ async fn an_internal_redirect_is_not_followed(store: Store) {
         request(CLEAR).send().await.code() == "outcome-unknown"
     })
     .await;
-    assert_eq!(place.attempts("a"), ["1"]);
+    assert_eq!(deployment.attempts("a"), ["1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

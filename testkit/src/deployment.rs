@@ -13,14 +13,14 @@ pub enum Store {
 }
 
 /// One Envoy that remembers by itself, or two that share a Redis, in front of an origin.
-pub struct Place {
+pub struct Deployment {
     pub envoys: Vec<Envoy>,
     pub origin: Origin,
     /// With [`Store::Redis`].
     pub redis: Option<Redis>,
 }
 
-impl Place {
+impl Deployment {
     /// Starts the store's own bootstrap with these rules, changed further by the test.
     pub async fn start(
         store: Store,

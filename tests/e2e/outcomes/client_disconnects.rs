@@ -2,11 +2,11 @@
 
 use serde_json::json;
 use testkit::client::Raw;
-use testkit::place::Store;
-use testkit::{Place, Request, eventually};
+use testkit::deployment::Store;
+use testkit::{Deployment, Request, eventually};
 
 /// `/pay` needs the request's body for its fingerprint, `/stream` does not.
-async fn place(store: Store) -> Place {
+async fn deployment(store: Store) -> Deployment {
     let rule = |path: &str, fingerprint: &str| {
         json!({
             "name": path.trim_start_matches('/'), "match": { "path": path },
@@ -15,12 +15,18 @@ async fn place(store: Store) -> Place {
         })
     };
     let rules = json!({ "rules": [rule("/pay", "body"), rule("/stream", "none")] });
-    Place::start(store, &rules, |bootstrap| bootstrap).await
+    Deployment::start(store, &rules, |bootstrap| bootstrap).await
 }
 
 /// A client that has sent this much of a request with the key `a`.
-async fn client(place: &Place, path: &str, headers: &str, length: usize, body: &str) -> Raw {
-    let mut raw = Raw::connect(place.envoy().front).await.unwrap();
+async fn client(
+    deployment: &Deployment,
+    path: &str,
+    headers: &str,
+    length: usize,
+    body: &str,
+) -> Raw {
+    let mut raw = Raw::connect(deployment.envoy().front).await.unwrap();
     let request = format!(
         "POST {path} HTTP/1.1\r\nhost: api.example.com\r\nidempotency-key: a\r\n\
          authorization: alice\r\nidempotency-attempt: 77\r\ncontent-type: application/json\r\n\
@@ -30,24 +36,24 @@ async fn client(place: &Place, path: &str, headers: &str, length: usize, body: &
     raw
 }
 
-fn retry(place: &Place, path: &str) -> Request {
-    place.elsewhere(path).key("a").caller("alice").json("{}")
+fn retry(deployment: &Deployment, path: &str) -> Request {
+    deployment.elsewhere(path).key("a").caller("alice").json("{}")
 }
 
 /// In doubt after that client has left, for a while, and then taken over.
-async fn in_doubt(place: &Place, path: &str, gone: Raw, runs: usize) {
-    let in_progress = retry(place, path).send().await;
+async fn in_doubt(deployment: &Deployment, path: &str, gone: Raw, runs: usize) {
+    let in_progress = retry(deployment, path).send().await;
     assert_eq!(in_progress.code(), "in-progress");
     drop(gone);
     eventually("the key is in doubt", async || {
-        let retry = retry(place, path).send().await;
+        let retry = retry(deployment, path).send().await;
         assert_eq!(retry.status, 409);
         retry.code() == "outcome-unknown"
     })
     .await;
-    assert_eq!(place.attempts("a"), vec!["1"; runs]);
+    assert_eq!(deployment.attempts("a"), vec!["1"; runs]);
     eventually("the next attempt takes over", async || {
-        let retry = retry(place, path).send().await;
+        let retry = retry(deployment, path).send().await;
         assert!(retry.status == 200 || retry.code() == "outcome-unknown", "{}", retry.text());
         retry.status == 200
     })
@@ -55,48 +61,48 @@ async fn in_doubt(place: &Place, path: &str, gone: Raw, runs: usize) {
     // What a client says about attempts does not count.
     let mut attempts = vec!["1"; runs];
     attempts.push("2");
-    assert_eq!(place.attempts("a"), attempts);
+    assert_eq!(deployment.attempts("a"), attempts);
 }
 
 async fn before_the_answer(store: Store) {
-    let place = place(store).await;
-    let client = client(&place, "/pay", "x-origin-hold: for ever\r\n", 2, "{}").await;
-    eventually("the first runs", async || place.attempts("a").len() == 1).await;
-    in_doubt(&place, "/pay", client, 1).await;
+    let deployment = deployment(store).await;
+    let client = client(&deployment, "/pay", "x-origin-hold: for ever\r\n", 2, "{}").await;
+    eventually("the first runs", async || deployment.attempts("a").len() == 1).await;
+    in_doubt(&deployment, "/pay", client, 1).await;
 }
 
 async fn in_the_middle_of_the_answer(store: Store) {
-    let place = place(store).await;
+    let deployment = deployment(store).await;
     let headers = "x-origin-stream: 2\r\nx-origin-hold-stream: for ever\r\n";
-    let mut client = client(&place, "/pay", headers, 2, "{}").await;
+    let mut client = client(&deployment, "/pay", headers, 2, "{}").await;
     client.read_until("sss").await.unwrap();
-    in_doubt(&place, "/pay", client, 1).await;
+    in_doubt(&deployment, "/pay", client, 1).await;
 }
 
 async fn while_its_body_streams_to_the_origin(store: Store) {
-    let place = place(store).await;
-    let client = client(&place, "/stream", "", 100, "{ \"half\":").await;
+    let deployment = deployment(store).await;
+    let client = client(&deployment, "/stream", "", 100, "{ \"half\":").await;
     eventually("the request is on its way", async || {
-        place.envoy().stat("cluster.origin.upstream_rq_active").await == Some(1)
+        deployment.envoy().stat("cluster.origin.upstream_rq_active").await == Some(1)
     })
     .await;
     // The origin counts whole requests; another might act on half a body.
-    in_doubt(&place, "/stream", client, 0).await;
+    in_doubt(&deployment, "/stream", client, 0).await;
 }
 
 async fn while_its_body_is_held_here(store: Store) {
-    let place = place(store).await;
-    let before = place.envoy().bytes_received().await;
-    let client = client(&place, "/pay", "", 100, "{ \"half\":").await;
-    eventually("Envoy has it", async || place.envoy().bytes_received().await > before).await;
+    let deployment = deployment(store).await;
+    let before = deployment.envoy().bytes_received().await;
+    let client = client(&deployment, "/pay", "", 100, "{ \"half\":").await;
+    eventually("Envoy has it", async || deployment.envoy().bytes_received().await > before).await;
     drop(client);
     eventually("Envoy knows that it left", async || {
-        place.envoy().stat("http.front.downstream_rq_rx_reset").await == Some(1)
+        deployment.envoy().stat("http.front.downstream_rq_rx_reset").await == Some(1)
     })
     .await;
-    let answer = retry(&place, "/pay").send().await;
+    let answer = retry(&deployment, "/pay").send().await;
     assert_eq!((answer.status, answer.is_replay()), (200, false));
-    assert_eq!(place.attempts("a"), ["1"]);
+    assert_eq!(deployment.attempts("a"), ["1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Upstreams that no server would be: each does one rude thing to every request.
+//! Upstreams that abort every request, each in one way.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -9,7 +9,7 @@ use tokio::time::{Duration, timeout};
 
 /// What an upstream does once it has read a request's headers.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Rudeness {
+pub(super) enum Abort {
     /// Answers what is no HTTP.
     Garbage,
     /// Stops listening, then closes the connection: a next try is refused.
@@ -21,45 +21,45 @@ pub(super) enum Rudeness {
 }
 
 /// A listening upstream; ends with this value.
-pub(super) struct Rude {
+pub(super) struct AbortingUpstream {
     pub(super) port: u16,
     server: JoinHandle<io::Result<()>>,
 }
 
-impl Rude {
-    pub(super) async fn start(rudeness: Rudeness) -> Self {
+impl AbortingUpstream {
+    pub(super) async fn start(abort: Abort) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        Self { port, server: tokio::spawn(serve(listener, rudeness)) }
+        Self { port, server: tokio::spawn(serve(listener, abort)) }
     }
 }
 
-impl Drop for Rude {
+impl Drop for AbortingUpstream {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-async fn serve(listener: TcpListener, rudeness: Rudeness) -> io::Result<()> {
+async fn serve(listener: TcpListener, abort: Abort) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
-        match rudeness {
-            Rudeness::LastBreath => {
+        match abort {
+            Abort::LastBreath => {
                 let stream = headers_read(stream).await?;
                 drop(listener);
                 drop(stream);
                 return Ok(());
             }
-            Rudeness::Garbage => {
+            Abort::Garbage => {
                 tokio::spawn(async move {
                     let mut stream = headers_read(stream).await?;
                     stream.write_all(b"this is no HTTP\r\n\r\n").await
                 });
             }
-            Rudeness::Reset(code) => {
+            Abort::Reset(code) => {
                 tokio::spawn(http2(stream, Some(code)));
             }
-            Rudeness::GoAway => {
+            Abort::GoAway => {
                 tokio::spawn(http2(stream, None));
             }
         }
