@@ -99,7 +99,7 @@ impl Fleet {
         let begun = Instant::now();
         let mut probes = Vec::new();
         for _ in 0..PROBES {
-            // Their answers are judged by the origin's books, as all others are.
+            // Their answers are judged by the origin's ledger, as all others are.
             let key = format!("probe-{envoy}-{:?}-{}", begun, probes.len());
             let key: String = key.chars().filter(|letter| letter.is_ascii_alphanumeric()).collect();
             let request = self.payment(envoy, &key);
@@ -128,20 +128,20 @@ impl Fleet {
     /// Waits until the origin runs this key.
     pub(super) async fn runs(&self, key: &str) {
         eventually("the origin runs the key", async || {
-            self.books().await.executions.contains_key(key)
+            self.ledger().await.executions.contains_key(key)
         })
         .await;
     }
 
     /// What the origin has run.
-    pub(super) async fn books(&self) -> Books {
+    pub(super) async fn ledger(&self) -> Ledger {
         let log = Request::new(self.origin, "GET", "/log").send().await.json();
         let mut executions: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for (number, execution) in (1..).zip(log["executions"].as_array().unwrap()) {
             let key = execution["key"].as_str().unwrap().trim_matches('"');
             executions.entry(key.to_owned()).or_default().push(number);
         }
-        Books { began: log["began"].clone(), executions }
+        Ledger { began: log["began"].clone(), executions }
     }
 
     /// The filter's requests by rule and outcome, of this Envoy since its start, as Prometheus would read them.
@@ -158,14 +158,14 @@ async fn addresses(compose: &Compose, container: &str) -> (SocketAddr, SocketAdd
 }
 
 /// What the origin has run, by its own account.
-pub(super) struct Books {
+pub(super) struct Ledger {
     /// When its process began: one that was replaced has lost its count.
     pub(super) began: Value,
     /// By key, the numbers of its executions.
     pub(super) executions: BTreeMap<String, Vec<u64>>,
 }
 
-impl Books {
+impl Ledger {
     pub(super) fn total(&self) -> usize {
         self.executions.values().map(Vec::len).sum()
     }

@@ -1,6 +1,6 @@
 //! Clients that retry, at either Envoy, until they have an answer or are told of a doubt.
 
-use super::fleet::{Books, Fleet};
+use super::fleet::{Fleet, Ledger};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -179,23 +179,23 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Lets clients come to the end of their requests, and judges what they were told by the origin's books.
+    /// Lets clients come to the end of their requests, and judges what they were told by the origin's ledger.
     pub(super) async fn end(self) -> Verdict {
         self.load.ended.store(true, Ordering::SeqCst);
         for client in self.clients {
             client.await.unwrap();
         }
-        let books = self.load.fleet.books().await;
+        let ledger = self.load.fleet.ledger().await;
         let mut violations = self.load.violations.lock().unwrap().clone();
         let told = self.load.told.lock().unwrap();
         let mut doubts = 0;
         let mut executions = 0;
         for number in 0..self.load.next_key.load(Ordering::SeqCst) {
             let key = self.load.key(number);
-            executions += books.of(&key);
+            executions += ledger.of(&key);
             match told.get(&number) {
                 Some(Told::Answer(execution)) => {
-                    let runs = books.executions.get(&key);
+                    let runs = ledger.executions.get(&key);
                     if runs.is_none_or(|runs| runs.as_slice() != [*execution]) {
                         violations.push(format!(
                             "{key} was answered by execution {execution}, the origin ran {runs:?}"
@@ -206,8 +206,8 @@ impl Running {
                 // Reported by the client that gave up.
                 None => {}
             }
-            if books.of(&key) > 1 {
-                violations.push(format!("{key} was executed {} times", books.of(&key)));
+            if ledger.of(&key) > 1 {
+                violations.push(format!("{key} was executed {} times", ledger.of(&key)));
             }
         }
         Verdict {
@@ -216,7 +216,7 @@ impl Running {
             doubts,
             seen: self.load.seen.lock().unwrap().clone(),
             violations,
-            books,
+            ledger,
         }
     }
 }
@@ -228,7 +228,7 @@ pub(super) struct Verdict {
     pub(super) doubts: u64,
     pub(super) seen: BTreeMap<String, u64>,
     pub(super) violations: Vec<String>,
-    pub(super) books: Books,
+    pub(super) ledger: Ledger,
 }
 
 impl Verdict {

@@ -165,25 +165,25 @@ async fn images(fleet: &Fleet) {
 }
 
 async fn test(fleet: &Arc<Fleet>) {
-    let began = fleet.books().await.began;
+    let began = fleet.ledger().await.began;
     duplicates(fleet).await;
     redis_killed(fleet).await;
     cut_off(fleet).await;
     rolling_restart(fleet).await;
-    chapter("The origin's books");
+    chapter("The origin's ledger");
     let sent_again = SENT_AGAIN.load(Ordering::SeqCst);
     if sent_again > 0 {
         println!("  {sent_again} × Redis was too slow for a request above, which was sent again");
     }
-    let books = fleet.books().await;
-    tell(books.began == began, "one process of the origin has counted all of this");
+    let ledger = fleet.ledger().await;
+    tell(ledger.began == began, "one process of the origin has counted all of this");
     tell(
-        books.most() == 1,
+        ledger.most() == 1,
         &format!(
             "{} keys ran, {} executions, at the most {} of one key",
-            books.executions.len(),
-            books.total(),
-            books.most()
+            ledger.executions.len(),
+            ledger.total(),
+            ledger.most()
         ),
     );
 }
@@ -287,7 +287,7 @@ async fn duplicates(fleet: &Arc<Fleet>) {
 }
 
 async fn tell_executions(fleet: &Fleet, key: &str, wanted: usize) {
-    let count = fleet.books().await.of(key);
+    let count = fleet.ledger().await.of(key);
     tell(count == wanted, &format!("… executions at the origin: {count}"));
 }
 
@@ -338,7 +338,7 @@ fn tell_verdict(verdict: &Verdict) {
     for violation in verdict.violations.iter().take(10) {
         println!("    VIOLATION: {violation}");
     }
-    let most = verdict.books.most();
+    let most = verdict.ledger.most();
     tell(
         verdict.violations.is_empty() && most == 1,
         &format!(
@@ -361,8 +361,8 @@ async fn cut_off(fleet: &Arc<Fleet>) {
             .map(move |number| fleet.payment(envoy, &format!("cut-at-envoy{}-{number}", envoy + 1)))
     };
     let (got, _) = at_once(fresh(0).map(Request::send)).await;
-    let books = fleet.books().await;
-    let ran = books.executions.keys().filter(|key| key.starts_with("cut-at-envoy1")).count();
+    let ledger = fleet.ledger().await;
+    let ran = ledger.executions.keys().filter(|key| key.starts_with("cut-at-envoy1")).count();
     tell(
         ran == 0 && got == kinds([("503 store-unavailable", DUPLICATES)]),
         &format!("envoy1 refuses new keys: {}; {ran} of them ran", listed(&got)),
@@ -444,7 +444,7 @@ async fn rolling_restart(fleet: &Arc<Fleet>) {
 /// What an orchestrator does before it replaces a container: drain, SIGTERM, start.
 async fn restart(fleet: &Fleet, envoy: usize) {
     let node = &fleet.envoys[envoy];
-    let before = fleet.books().await.total();
+    let before = fleet.ledger().await.total();
     let begun = Instant::now();
     let drained = Request::new(node.admin(), "POST", "/drain_listeners?graceful").send().await;
     sleep(DRAIN).await;
@@ -453,7 +453,7 @@ async fn restart(fleet: &Fleet, envoy: usize) {
     let stopped = begun.elapsed();
     fleet.start_envoy(envoy).await;
     fleet.serves_new_keys(envoy).await;
-    let meanwhile = fleet.books().await.total() - before;
+    let meanwhile = fleet.ledger().await.total() - before;
     tell(
         drained.status == 200 && stopped < DRAIN + Duration::from_secs(9) && meanwhile > 0,
         &format!(

@@ -118,11 +118,11 @@ impl Inner {
     }
 }
 
-/// The books: one truth, since the origin is one.
+/// What has run under each key: one ledger, since the origin is one.
 #[derive(Debug, Default)]
-pub(super) struct Books(Mutex<Inner>);
+pub(super) struct Ledger(Mutex<Inner>);
 
-impl Books {
+impl Ledger {
     /// An execution begins; its number. An attempt of 0 is none that the filter told of.
     pub(super) fn begins(&self, key: u64, fate: Fate, attempt: u32, now: Instant) -> u64 {
         let mut inner = self.0.lock().unwrap();

@@ -1,6 +1,6 @@
 //! Clients that retry: on 409, on 503, on connections that break, on either Envoy.
 
-use super::books::{Books, Fate};
+use super::ledger::{Fate, Ledger};
 use super::{SLOWEST, UNKNOWN_TTL};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -86,7 +86,7 @@ impl Seen {
 /// What all clients share.
 pub(super) struct Load {
     pub(super) envoys: Vec<SocketAddr>,
-    pub(super) books: Arc<Books>,
+    pub(super) ledger: Arc<Ledger>,
     ended: AtomicBool,
     next_key: AtomicU64,
     requests: AtomicU64,
@@ -95,10 +95,10 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) fn new(envoys: Vec<SocketAddr>, books: Arc<Books>) -> Self {
+    pub(super) fn new(envoys: Vec<SocketAddr>, ledger: Arc<Ledger>) -> Self {
         Self {
             envoys,
-            books,
+            ledger,
             ended: AtomicBool::new(false),
             next_key: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -161,7 +161,7 @@ impl Load {
         let seen = Seen::of(answer);
         if let (Seen::First | Seen::Replay, Ok(answer)) = (&seen, answer) {
             let number = answer.json()["execution"].as_u64().unwrap();
-            self.books.answered(key, number, Instant::now());
+            self.ledger.answered(key, number, Instant::now());
         }
         *self.seen.lock().unwrap().entry(seen.clone()).or_default() += 1;
         seen

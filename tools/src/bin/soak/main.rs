@@ -1,5 +1,5 @@
 //! `make soak`: minutes of clients that retry, over two Envoys whose Redis is killed every twenty seconds,
-//! before an origin that keeps books on what it runs. `SOAK_SECONDS` says how long.
+//! before an origin that keeps a ledger of what it runs. `SOAK_SECONDS` says how long.
 //!
 //! # What may run again
 //!
@@ -23,7 +23,7 @@
 //!
 //! With `SOAK_FORGET=1` Redis comes back empty. Nothing can be promised then: a claim that it forgets lets
 //! the other Envoy run the key while the first still runs, and a record that it forgets is replayed by the
-//! Envoy that has a copy, and run again by the other. The books tell what ran again after such a loss, and
+//! Envoy that has a copy, and run again by the other. The ledger says what ran again after such a loss, and
 //! nobody is judged by it.
 //!
 //! The run fails for one violation, for an answer that nobody can explain, for a worker that stopped, and
@@ -37,11 +37,11 @@
     reason = "it takes the time that clients take, and a soak that cannot run ends there"
 )]
 
-mod books;
+mod ledger;
 mod load;
 mod origin;
 
-use books::Books;
+use ledger::Ledger;
 use load::{Load, Seen};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -105,8 +105,8 @@ async fn main() -> ExitCode {
     let forgets = std::env::var("SOAK_FORGET").is_ok_and(|text| text == "1");
     let kept = ["--appendonly", "yes", "--appendfsync", "always"];
     let mut redis = Redis::with(if forgets { &[] } else { &kept }).await;
-    let books = Arc::new(Books::default());
-    let origin = origin::start(books.clone()).await;
+    let ledger = Arc::new(Ledger::default());
+    let origin = origin::start(ledger.clone()).await;
     let bootstrap = Bootstrap::redis(redis.port())
         .config(&config())
         .origin(origin.port())
@@ -122,7 +122,8 @@ async fn main() -> ExitCode {
         if forgets { "empty" } else { "with all that it held" }
     );
     let vms_before = vms(&envoys).await;
-    let load = Arc::new(Load::new(envoys.iter().map(|envoy| envoy.front).collect(), books.clone()));
+    let load =
+        Arc::new(Load::new(envoys.iter().map(|envoy| envoy.front).collect(), ledger.clone()));
     let clients: Vec<_> =
         (0..CLIENTS).map(|number| tokio::spawn(load::client(number, load.clone()))).collect();
     let mut restarts = Restarts::default();
@@ -141,7 +142,7 @@ async fn main() -> ExitCode {
         given_up += envoy.log().matches("gave up recording the end of a claim").count();
     }
     let vms = (vms_before, vms(&envoys).await);
-    let report = Report { load: &load, books: &books, restarts: &restarts, given_up, vms };
+    let report = Report { load: &load, ledger: &ledger, restarts: &restarts, given_up, vms };
     report.print(forgets);
     let failures = report.failures(forgets, interrupted);
     for failure in &failures {
@@ -182,7 +183,7 @@ impl Restarts {
         loop {
             sleep(KILLED_EVERY.saturating_sub(AWAY)).await;
             if forgets {
-                load.books.forgotten(Instant::now());
+                load.ledger.forgotten(Instant::now());
             }
             redis.stop();
             sleep(AWAY).await;
@@ -197,7 +198,7 @@ impl Restarts {
             println!(
                 "Redis was restarted, and there was no service for another {} ms; {} executions so far",
                 without.as_millis(),
-                load.books.executions()
+                load.ledger.executions()
             );
         }
     }
@@ -225,7 +226,7 @@ async fn served_again(load: &Arc<Load>) -> Duration {
 
 struct Report<'a> {
     load: &'a Load,
-    books: &'a Books,
+    ledger: &'a Ledger,
     restarts: &'a Restarts,
     given_up: usize,
     /// Before and after.
@@ -235,7 +236,7 @@ struct Report<'a> {
 impl Report<'_> {
     fn print(&self, forgets: bool) {
         let line = |what: &str, count: &dyn std::fmt::Display| println!("  {what:<54}{count:>12}");
-        let totals = self.books.totals();
+        let totals = self.ledger.totals();
         println!("\nClients");
         line("requests", &self.load.requests());
         line("keys", &self.load.keys());
@@ -271,7 +272,7 @@ impl Report<'_> {
     }
 
     fn failures(&self, forgets: bool, interrupted: bool) -> Vec<String> {
-        let totals = self.books.totals();
+        let totals = self.ledger.totals();
         let mut failures = Vec::new();
         let mut fails = |if_so: bool, why: &str| {
             if if_so {

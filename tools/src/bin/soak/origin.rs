@@ -1,6 +1,6 @@
-//! An origin that asks the books before it runs anything, and does what a request's fate says.
+//! An origin that asks the ledger before it runs anything, and does what a request's fate says.
 
-use super::books::{Books, Fate};
+use super::ledger::{Fate, Ledger};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Channel, Full};
 use hyper::body::{Bytes, Incoming};
@@ -18,15 +18,15 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 /// Listens on a free port until this process ends.
-pub(super) async fn start(books: Arc<Books>) -> SocketAddr {
+pub(super) async fn start(ledger: Arc<Ledger>) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let _ = stream.set_nodelay(true);
-            let books = books.clone();
+            let ledger = ledger.clone();
             tokio::spawn(async move {
-                let service = service_fn(move |request| answer(books.clone(), request));
+                let service = service_fn(move |request| answer(ledger.clone(), request));
                 // Connections that break are what this is about.
                 let builder = auto::Builder::new(TokioExecutor::new());
                 let _ = builder.serve_connection(TokioIo::new(stream), service).await;
@@ -37,7 +37,7 @@ pub(super) async fn start(books: Arc<Books>) -> SocketAddr {
 }
 
 async fn answer(
-    books: Arc<Books>,
+    ledger: Arc<Ledger>,
     request: Request<Incoming>,
 ) -> io::Result<Response<BoxBody<Bytes, io::Error>>> {
     let (head, body) = request.into_parts();
@@ -49,11 +49,11 @@ async fn answer(
     let delay = text("x-soak-delay-ms").parse().map_err(io::Error::other)?;
     let fate = Fate::ALL.into_iter().find(|fate| fate.word() == text("x-soak-fate"));
     let fate = fate.ok_or_else(|| io::Error::other("no fate"))?;
-    let number = books.begins(key, fate, attempt, Instant::now());
+    let number = ledger.begins(key, fate, attempt, Instant::now());
     // A task of its own: what runs here goes on when its connection breaks.
     let running = tokio::spawn(async move {
         sleep(Duration::from_millis(delay)).await;
-        books.ends(key, number, fate, Instant::now());
+        ledger.ends(key, number, fate, Instant::now());
     });
     running.await.map_err(io::Error::other)?;
     let status = match fate {
