@@ -27,14 +27,14 @@ help: ## print this list
 setup: ## get the wasm32 target and an Envoy (under .tools/; ENVOY_BIN=… takes yours); quiet if there
 	@scripts/setup
 
-build: ## compile the core, its tests and examples natively
-	@cargo build --locked --all-targets
+build: ## compile all crates and their tests natively
+	@cargo build --locked --workspace --all-targets
 
 wasm: setup ## compile the module, target/wasm32-wasip1/release/envoy_idempotency.wasm
 	@scripts/build-wasm
 
 tool: ## compile the operator's tool, target/release/idempotency
-	@cargo build --locked --release --bin idempotency
+	@cargo build --locked --release -p cli
 
 trap: setup ## compile the module that tests stop on purpose, under target/trap/
 	@scripts/build-wasm trap
@@ -46,36 +46,36 @@ release: image ## fill dist/: module, image, checksums, bill of materials, manif
 	@scripts/release $(IDEMPOTENCY_MODULE) $(IDEMPOTENCY_IMAGE)
 
 test: wasm trap lint ## everything: lint, unit, vectors, architecture, and a real Envoy
-	@cargo test --locked
+	@cargo test --locked --workspace
 
 lint: setup ## formatting, clippy natively and for wasm32, the docs; warnings are errors
-	@cargo fmt --check
-	@cargo clippy --locked --all-targets -- -D warnings
+	@cargo fmt --all --check
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
 	@scripts/build-wasm clippy
-	@cargo doc --locked --no-deps --document-private-items
+	@cargo doc --locked --workspace --no-deps --document-private-items
 
 fmt: ## format the code
-	@cargo fmt
+	@cargo fmt --all
 
 e2e: wasm trap ## the tests in a real Envoy alone; T=name picks some
-	@cargo test --locked --test e2e -- $(T)
+	@cargo test --locked --test e2e --test envoy -- $(T)
 
 manifests: wasm ## the tests of the manifests for Istio and Envoy Gateway, and of the image, alone
 	@cargo test --locked --test manifests
 
 demo: wasm ## tell the story with real requests, and exit
-	@cargo run --quiet --locked --example demo
+	@cargo run --quiet --locked --bin demo
 
 serve: wasm ## leave Envoy and an origin running, and print curl lines to try; Ctrl-C ends them
-	@cargo run --quiet --locked --example demo -- --serve
+	@cargo run --quiet --locked --bin demo -- --serve
 
 # Unwinding, so that a bench that fails ends its Envoys; the release profile is the module's.
 bench: wasm ## requests/s and latency with and without the filter, from one run
-	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release --example bench
+	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin bench
 
 # Unwinding, as in the bench.
 soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 s; SOAK_SECONDS=… says how many
-	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release --example soak
+	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin soak
 
 schema: ## write config.schema.json anew, from the parser's own types and bounds
 	@cargo run --quiet --locked --bin idempotency -- schema > config.schema.json.new
@@ -87,13 +87,13 @@ docker-images: setup ## get the images of envoy/docker/compose.yaml; builds stan
 	@scripts/docker-images
 
 docker-demo: wasm docker-images ## two Envoys, Redis and an origin in containers: a story, metrics, and all removed again
-	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --example docker -- --demo
+	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --bin docker -- --demo
 
 docker-serve: wasm docker-images ## leave these containers running, and print curl lines to try; Ctrl-C removes them
-	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --example docker -- --serve
+	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --bin docker -- --serve
 
 docker-test: wasm docker-images ## … through a killed Redis, a network cut, a rolling restart: no key runs twice
-	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --example docker
+	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --bin docker
 
 clean: ## remove what was built; .tools/ stays
 	@cargo clean

@@ -17,7 +17,9 @@
 //! | [`config`] | JSON → validated rules | all above, except `telemetry` and `schedule` |
 //! | [`exchange`] | the machine of one request, without IO | all above, except `schedule` |
 //! | `host` | proxy-wasm callbacks → inputs; orders → hostcalls. Decides nothing. wasm32 only | all |
-//! | `bin` | the operator's tool `idempotency`, a crate of its own. Native only | – |
+//!
+//! Beside this crate stand `cli`, the operator's tool; `testkit`, what tests and tools share; and `tools`, the
+//! demo, the bench, the soak and the driver of containers.
 //!
 //! # The driving rule
 //!

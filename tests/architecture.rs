@@ -26,7 +26,7 @@ struct Room {
 const OUTSIDE: [&str; 5] =
     ["proxy_wasm", "getrandom", "Instant::now", "SystemTime::now", "std::env"];
 
-const ROOMS: [Room; 11] = [
+const ROOMS: [Room; 10] = [
     Room { name: "time", may_import: &[], must_not_say: &["serde_json"] },
     Room { name: "key", may_import: &["time"], must_not_say: &["serde_path_to_error"] },
     // A record is bytes with a meaning; what HTTP or JSON make of it is somebody else's.
@@ -61,8 +61,17 @@ const ROOMS: [Room; 11] = [
         ],
         must_not_say: &[],
     },
-    // The operator's tool is a crate of its own and sees of the others what is public.
-    Room { name: "bin", may_import: &[], must_not_say: &["proxy_wasm"] },
+];
+
+/// The package of `src/`: the core and the module.
+const CORE: &str = "envoy-idempotency";
+
+/// The crates beside the core, and which crates of the workspace each may use outside its tests.
+const CRATES: [(&str, &[&str]); 3] = [
+    ("cli", &[CORE]),
+    ("testkit", &[CORE]),
+    // They drive a real Envoy, and know the core by what it does there.
+    ("tools", &["testkit"]),
 ];
 
 /// What the module may import. The first of a pair is the import's module.
@@ -148,22 +157,28 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Every source file, relative to `src/`.
-fn sources() -> Vec<PathBuf> {
+/// Every Rust file in a folder of the tree, relative to that folder.
+fn rust_files(folder: &str) -> Vec<PathBuf> {
+    let home = root().join(folder);
     let mut found = Vec::new();
-    let mut folders = vec![root().join("src")];
+    let mut folders = vec![home.clone()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push(path.strip_prefix(root().join("src")).unwrap().to_owned());
+                found.push(path.strip_prefix(&home).unwrap().to_owned());
             }
         }
     }
     found.sort();
     found
+}
+
+/// Every source file of the core, relative to `src/`.
+fn sources() -> Vec<PathBuf> {
+    rust_files("src")
 }
 
 /// The room a file of `src/` is in: its folder, or itself.
@@ -274,9 +289,8 @@ fn no_room_says_what_is_foreign_to_it() {
     for file in sources() {
         let name = room_of(&file);
         let code = code(&file);
-        // These two meet the world: Envoy, and an operator's machine.
-        let outside: &[&str] =
-            if ["host", "bin"].contains(&name.as_str()) { &[] } else { &OUTSIDE };
+        // It meets the world.
+        let outside: &[&str] = if name == "host" { &[] } else { &OUTSIDE };
         let room = ROOMS.iter().find(|room| room.name == name);
         let own = room.map_or(&[][..], |room| room.must_not_say);
         // A test may well read a JSON file.
@@ -304,15 +318,55 @@ fn no_backend_knows_another() {
     }
 }
 
+/// The crates that a section of a manifest names, as they stand there at the start of a line.
+fn dependencies<'a>(manifest: &'a str, section: &str) -> BTreeSet<&'a str> {
+    let lines = manifest.lines().skip_while(|line| *line != section).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| line.split([' ', '.']).next()).filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn a_crate_uses_only_the_crates_before_it() {
+    let core = read("Cargo.toml");
+    let names = CRATES.map(|(name, _)| format!("\"{name}\""));
+    assert!(core.contains(&format!("\nmembers = [{}]\n", names.join(", "))));
+    let ours = |manifest: &str| -> Vec<String> {
+        let used = dependencies(manifest, "[dependencies]").into_iter();
+        let is_ours = |name: &&str| *name == CORE || CRATES.iter().any(|(ours, _)| ours == name);
+        used.filter(is_ours).map(str::to_owned).collect()
+    };
+    assert_eq!(ours(&core), Vec::<String>::new());
+    for (name, may_use) in CRATES {
+        assert_eq!(ours(&read(format!("{name}/Cargo.toml"))), may_use, "{name}");
+    }
+}
+
+#[test]
+fn a_file_belongs_to_one_crate() {
+    // In two pieces: this file is looked at, too.
+    let doors = [["#[", "path"].concat(), ["include", "!("].concat()];
+    let mut wrong = Vec::new();
+    for folder in ["src", "tests"].into_iter().chain(CRATES.map(|(name, _)| name)) {
+        for file in rust_files(folder) {
+            let file = Path::new(folder).join(file);
+            let text = read(&file);
+            wrong.extend(doors.iter().filter(|door| text.contains(*door)).map(|_| file.clone()));
+        }
+    }
+    assert_eq!(wrong, Vec::<PathBuf>::new());
+}
+
 #[test]
 fn envoy_is_out_of_reach_of_everything_that_builds_natively() {
-    let manifest = read("Cargo.toml");
-    let wasm = manifest.find("[target.'cfg(target_arch = \"wasm32\")'.dependencies]").unwrap();
-    for dependency in ["\nproxy-wasm ", "\ngetrandom "] {
-        let at = manifest.find(dependency).unwrap();
-        let section = manifest[..at + 1].rfind("\n[").unwrap() + 1;
-        assert_eq!(section, wasm, "{dependency}");
-        assert_eq!(manifest.matches(dependency).count(), 1, "{dependency}");
+    let section = "[target.'cfg(target_arch = \"wasm32\")'.dependencies]";
+    let core = read("Cargo.toml");
+    let wasm = dependencies(&core, section);
+    assert_eq!(wasm, BTreeSet::from(["getrandom", "proxy-wasm"]));
+    let others = CRATES.map(|(name, _)| read(format!("{name}/Cargo.toml")));
+    for dependency in wasm {
+        // Not even where the workspace names a version for its crates.
+        assert_eq!(core.matches(dependency).count(), 1, "{dependency}");
+        assert!(!others.iter().any(|manifest| manifest.contains(dependency)), "{dependency}");
     }
 }
 

@@ -6,14 +6,11 @@
     clippy::unwrap_used,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
-#![allow(unreachable_pub, missing_docs)]
 
-mod config_cases;
-
-use config_cases::{environment, every_field, junk, places, with};
 use envoy_idempotency::config::Config;
 use proptest::prelude::*;
 use serde_json::json;
+use testkit::config_cases::{self, environment, every_field, junk, places, with};
 
 fn refusal(config: &str) -> String {
     match Config::load(config.as_bytes(), &environment) {

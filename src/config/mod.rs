@@ -5,7 +5,7 @@ mod matching;
 mod options;
 mod raw;
 mod rule;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(feature = "schema")]
 mod schema;
 mod select;
 mod store;
@@ -15,7 +15,7 @@ mod validate;
 pub use error::ConfigError;
 pub use options::render_markdown;
 pub use rule::{Detached, Limits, Matching, MissingKey, OnStoreError, Ongoing, Rule};
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(feature = "schema")]
 pub use schema::render_schema;
 pub use select::Selection;
 

@@ -12,19 +12,19 @@ use std::fmt;
 use std::time::Duration;
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Config {
     pub(super) store: Option<Store>,
     pub(super) secret_env: Option<String>,
     #[serde(default)]
     pub(super) status_header: bool,
-    #[cfg_attr(not(target_arch = "wasm32"), schemars(required))]
+    #[cfg_attr(feature = "schema", schemars(required))]
     pub(super) rules: Option<Vec<Rule>>,
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Store {
     Memory(Memory),
@@ -32,7 +32,7 @@ pub(super) enum Store {
 }
 
 #[derive(Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Memory {
     pub(super) entries: Option<Whole>,
@@ -40,7 +40,7 @@ pub(super) struct Memory {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Redis {
     pub(super) cluster: String,
@@ -54,7 +54,7 @@ pub(super) struct Redis {
 }
 
 #[derive(Default, Deserialize, PartialEq)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Transport {
     #[default]
@@ -63,7 +63,7 @@ pub(super) enum Transport {
 }
 
 #[derive(Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Local {
     pub(super) entries: Option<Whole>,
@@ -72,14 +72,14 @@ pub(super) struct Local {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rule {
     pub(super) name: String,
     #[serde(default, rename = "match")]
     pub(super) matching: Matching,
     pub(super) key: Vec<Part>,
-    #[cfg_attr(not(target_arch = "wasm32"), schemars(required))]
+    #[cfg_attr(feature = "schema", schemars(required))]
     pub(super) caller: Option<Caller>,
     pub(super) scope: Option<Vec<ScopePart>>,
     pub(super) missing_key: Option<MissingKey>,
@@ -104,7 +104,7 @@ pub(super) struct Rule {
 }
 
 #[derive(Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Matching {
     pub(super) hosts: Option<Vec<String>>,
@@ -113,7 +113,7 @@ pub(super) struct Matching {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Part {
     KeyHeader(String),
@@ -127,7 +127,7 @@ pub(super) enum Part {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Caller {
     Anyone,
@@ -138,7 +138,7 @@ pub(super) enum Caller {
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ScopePart {
     Method,
@@ -147,7 +147,7 @@ pub(super) enum ScopePart {
 }
 
 #[derive(Clone, Copy, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum MissingKey {
     Pass,
@@ -155,7 +155,7 @@ pub(super) enum MissingKey {
 }
 
 #[derive(Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Fingerprint {
     #[default]
@@ -166,7 +166,7 @@ pub(super) enum Fingerprint {
 }
 
 #[derive(Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Ongoing {
     #[default]
@@ -177,14 +177,14 @@ pub(super) enum Ongoing {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wait {
     pub(super) max: Length,
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Redirect {
     pub(super) to: Option<String>,
@@ -192,7 +192,7 @@ pub(super) struct Redirect {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Requeue {
     pub(super) delay: Length,
@@ -200,7 +200,7 @@ pub(super) struct Requeue {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Outcome {
     pub(super) status: Vec<Statuses>,
@@ -209,7 +209,7 @@ pub(super) struct Outcome {
 }
 
 #[derive(Clone, Copy, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Do {
     Store,
@@ -219,7 +219,7 @@ pub(super) enum Do {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ReplayHeaders {
     Deny(Vec<String>),
@@ -227,7 +227,7 @@ pub(super) enum ReplayHeaders {
 }
 
 #[derive(Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     pub(super) request_body: Option<Size>,
@@ -235,7 +235,7 @@ pub(super) struct Limits {
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum OnStoreError {
     #[default]
@@ -245,7 +245,7 @@ pub(super) enum OnStoreError {
 }
 
 #[derive(Default, Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Execution {
     #[default]
@@ -254,7 +254,7 @@ pub(super) enum Execution {
 }
 
 #[derive(Deserialize)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(super) struct Detached {
     pub(super) timeout: Length,

@@ -118,7 +118,7 @@ mod tests {
 
     type Row = (&'static str, u64, Option<&'static str>, u64, Source);
 
-    /// What Envoy 1.39 shows: details, flags, host, tries. `tests/e2e/outcomes/rows.rs` makes a real one
+    /// What Envoy 1.39 shows: details, flags, host, tries. `tests/e2e/outcomes/response_source.rs` makes a real one
     /// show each of them.
     const ROWS: [Row; 27] = [
         // The application's own.

@@ -1,11 +1,11 @@
 //! Bodies in any form: compared, limited, and never seen by the origin before the decision.
 
-use crate::harness::client::Raw;
-use crate::harness::origin::PIECE;
-use crate::harness::place::{Place, Store};
-use crate::harness::{Bootstrap, Request, World, eventually};
 use crate::pay;
 use serde_json::json;
+use testkit::client::Raw;
+use testkit::deployment::{Deployment, Store};
+use testkit::origin::PIECE;
+use testkit::{Bootstrap, Request, World, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_different_request_under_a_used_key_is_refused_in_flight_and_after() {
@@ -267,7 +267,7 @@ async fn answers_larger_than_envoys_buffer_come_whole_and_are_recorded_first() {
     let rule = pay(json!({ "limits": { "response_body": "2MiB" } }));
     for store in [Store::Memory, Store::Redis] {
         for http2 in [false, true] {
-            let place = Place::start(store, &rule, |bootstrap| {
+            let deployment = Deployment::start(store, &rule, |bootstrap| {
                 bootstrap.with(|bootstrap| {
                     // What Envoy Gateway sets by default.
                     bootstrap.listener()["per_connection_buffer_limit_bytes"] = json!(32_768);
@@ -294,25 +294,25 @@ async fn answers_larger_than_envoys_buffer_come_whole_and_are_recorded_first() {
                         let request = request.key(&key).caller("alice").json("{}");
                         request.header(way, value.to_string()).send()
                     };
-                    let first = ask(place.post("/pay")).await;
+                    let first = ask(deployment.post("/pay")).await;
                     let got = (first.status, first.is_replay(), first.body.len());
                     assert_eq!(got, (200, false, wanted), "{store:?} {http2} {key}");
                     // At once: who has the answer finds its record.
                     if http2 && bytes > LONGEST_HELD {
                         // Unless Envoy had gathered frames that end the answer while its client was slow.
                         eventually("its record is there", async || {
-                            let again = ask(place.elsewhere("/pay")).await;
+                            let again = ask(deployment.elsewhere("/pay")).await;
                             assert!(again.is_replay() || again.code() == "in-progress");
                             again.is_replay()
                         })
                         .await;
                     }
-                    let again = ask(place.elsewhere("/pay")).await;
+                    let again = ask(deployment.elsewhere("/pay")).await;
                     assert!(again.is_replay(), "{store:?} {http2} {key}: {}", again.code());
                     assert_eq!(again.body, first.body, "{store:?} {http2} {key}");
                 }
             }
-            assert_eq!(place.origin.executions(), 16);
+            assert_eq!(deployment.origin.executions(), 16);
         }
     }
 }

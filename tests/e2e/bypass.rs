@@ -1,9 +1,9 @@
 //! Requests that the filter leaves alone.
 
-use crate::harness::client::Raw;
-use crate::harness::{Bootstrap, World};
 use crate::pay;
 use serde_json::json;
+use testkit::client::Raw;
+use testkit::{Bootstrap, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_rule_matches_passes_untouched() {

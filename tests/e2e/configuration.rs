@@ -1,8 +1,10 @@
 //! Envoy refuses to start with a configuration that cannot be meant, and says where it is wrong.
 
-use crate::harness::{Bootstrap, World};
-use crate::{config_cases, pay, tool};
+use crate::pay;
+use envoy_idempotency::config::Config;
 use serde_json::{Value, json};
+use testkit::config_cases;
+use testkit::{Bootstrap, World};
 
 /// What Envoy's log says of a configuration.
 async fn refusal(config: &str) -> String {
@@ -16,8 +18,9 @@ async fn a_configuration_that_cannot_be_meant_is_refused_with_its_place() {
     for case in config_cases::of_each_kind() {
         let reason = refusal(&case.config).await;
         assert!(case.is_refused_by(&reason), "{}\n  is refused by {reason}", case.config);
-        // The tool says the same, before any Envoy does.
-        assert_eq!(tool::refusal(&case.config), reason, "{}", case.config);
+        // The parser's own words, which the operator's tool prints before any Envoy does.
+        let words = Config::load(case.config.as_bytes(), &|_| None).unwrap_err();
+        assert_eq!(words.to_string(), reason, "{}", case.config);
     }
 }
 

@@ -1,8 +1,5 @@
 //! The dashboard and the alerts ask for what an Envoy exports, and a Prometheus finds it.
 
-use crate::harness::client::get;
-use crate::harness::process::{Process, Scratch, free_port};
-use crate::harness::{PATIENCE, Request, eventually};
 use crate::telemetry::{eventful, exported, happen};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -10,6 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use testkit::client::get;
+use testkit::process::{Process, Scratch, free_port};
+use testkit::{PATIENCE, Request, eventually};
 
 const DASHBOARD: &str = include_str!("../../envoy/dashboards/idempotency.json");
 const ALERTS: &str = "envoy/dashboards/alerts.yaml";

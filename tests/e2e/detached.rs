@@ -1,12 +1,12 @@
 //! Executions that outlive their clients, and that an origin cannot tell from others.
 
-use crate::harness::client::Raw;
-use crate::harness::origin::Seen;
-use crate::harness::{Bootstrap, Fleet, Request, World, eventually};
 use crate::pay;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
+use testkit::client::Raw;
+use testkit::origin::Seen;
+use testkit::{Bootstrap, Fleet, Request, World, eventually};
 
 fn detached(more: Value) -> Value {
     let mut rule = json!({ "execution": { "detached": { "timeout": "20s" } } });

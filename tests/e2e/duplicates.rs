@@ -1,11 +1,11 @@
 //! Of any number of duplicates, one runs, and the others get its answer.
 
-use crate::harness::client::Raw;
-use crate::harness::{Bootstrap, Client, Envoy, World};
 use crate::pay;
 use serde_json::json;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
+use testkit::client::Raw;
+use testkit::{Bootstrap, Client, Envoy, World};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A rule's `lease`, by default.
@@ -37,10 +37,8 @@ async fn of_200_at_once_one_runs_and_the_others_are_refused() {
         .header("x-origin-hold", "first")
         .json(r#"{"amount":1}"#);
     let tasks: Vec<_> = (0..200).map(|_| tokio::spawn(request.clone().send())).collect();
-    crate::harness::eventually("199 were refused", async || {
-        world.counted("pay", "rejected").await == 199
-    })
-    .await;
+    testkit::eventually("199 were refused", async || world.counted("pay", "rejected").await == 199)
+        .await;
     world.origin.release("first");
     let mut ran = 0;
     for task in tasks {
@@ -68,7 +66,7 @@ async fn of_200_at_once_one_runs_and_the_others_wait_for_its_answer() {
         .header("x-origin-hold", "first")
         .json(r#"{"amount":1}"#);
     let tasks: Vec<_> = (0..200).map(|_| tokio::spawn(request.clone().send())).collect();
-    crate::harness::eventually("199 wait", async || {
+    testkit::eventually("199 wait", async || {
         world.envoy.stat("wasmcustom.idempotency_waiters").await == Some(199)
     })
     .await;

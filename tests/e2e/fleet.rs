@@ -1,9 +1,9 @@
 //! Two Envoys, two workers each, one Redis: one truth.
 
-use crate::harness::{Fleet, Request, eventually};
 use crate::pay;
 use serde_json::json;
 use std::time::{Duration, Instant};
+use testkit::{Fleet, Request, eventually};
 
 async fn waiters(fleet: &Fleet, number: u64) {
     eventually("so many wait", async || {
@@ -220,10 +220,10 @@ async fn a_hot_key_that_runs_elsewhere_does_not_storm_redis() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_is_replayed_no_longer_than_local_ttl_nor_than_the_record_lives() {
-    let redis = crate::harness::Redis::start().await;
+    let redis = testkit::Redis::start().await;
     let mut config = pay(json!({ "ttl": "3s" }));
     config["store"] = json!({ "redis": { "cluster": "redis", "local": { "ttl": "1s" } } });
-    let bootstrap = crate::harness::Bootstrap::redis(redis.port()).config(&config);
+    let bootstrap = testkit::Bootstrap::redis(redis.port()).config(&config);
     let fleet = Fleet::start_with(redis, vec![bootstrap]).await;
     let begun = Instant::now();
     assert_eq!(a(fleet.post(0, "/pay")).send().await.status, 200);

@@ -1,10 +1,10 @@
 //! Whatever clients send: memory stays bounded, and no worker stops.
 
-use crate::harness::client::Raw;
-use crate::harness::{Bootstrap, Client, World, eventually};
 use crate::pay;
 use serde_json::json;
 use std::sync::Arc;
+use testkit::client::Raw;
+use testkit::{Bootstrap, Client, World, eventually};
 
 /// Bytes that the table may take at the most.
 const BUDGET: u64 = 4 * 1024 * 1024;

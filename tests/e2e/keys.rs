@@ -1,8 +1,8 @@
 //! Which requests are duplicates of each other, and which keys are refused.
 
-use crate::harness::{Bootstrap, World};
 use crate::pay;
 use serde_json::json;
+use testkit::{Bootstrap, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quoted_key_is_the_bare_key() {

@@ -1,9 +1,9 @@
 //! Claims in Redis: kept alive while the origin works, in doubt when their Envoy is gone.
 
-use crate::harness::{Fleet, Request, eventually};
 use crate::pay;
 use serde_json::json;
 use std::time::{Duration, Instant};
+use testkit::{Fleet, Request, eventually};
 use tokio::time::sleep;
 
 fn a(request: Request) -> Request {

@@ -6,14 +6,11 @@
     clippy::panic,
     clippy::string_slice,
     clippy::unwrap_used,
-    unreachable_pub,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 
 mod bodies;
 mod bypass;
-#[path = "../config_cases/mod.rs"]
-mod config_cases;
 mod configuration;
 mod crowds;
 mod dashboards;
@@ -21,7 +18,6 @@ mod detached;
 mod duplicates;
 mod fleet;
 mod flood;
-mod harness;
 mod keys;
 mod leases;
 mod ongoing;
@@ -31,7 +27,6 @@ mod redis_harness;
 mod redis_kinds;
 mod store;
 mod telemetry;
-mod tool;
 mod transitions;
 mod vm_death;
 

@@ -1,9 +1,9 @@
 //! A duplicate that meets a running first: waits, goes to the tail, is redirected, or refused.
 
-use crate::harness::{PATIENCE, World, eventually};
 use crate::pay;
 use serde_json::json;
 use std::time::{Duration, Instant};
+use testkit::{PATIENCE, World, eventually};
 
 async fn waiters(world: &World, number: u64) {
     eventually("so many wait", async || {

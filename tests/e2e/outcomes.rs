@@ -1,14 +1,14 @@
 //! What becomes of the first answer: kept, released, unknown, or a tombstone.
 
-mod gone;
-mod rows;
-mod rude;
+mod aborts;
+mod client_disconnects;
+mod response_source;
 mod upstreams;
 
-use crate::harness::place::Store;
-use crate::harness::{Place, World, eventually};
 use crate::pay;
 use serde_json::{Value, json};
+use testkit::deployment::Store;
+use testkit::{Deployment, World, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_is_over_after_its_ttl() {
@@ -103,25 +103,25 @@ async fn a_rule_changes_what_is_kept() {
 }
 
 async fn the_origin_decides_how_long_its_answer_is_kept(store: Store) {
-    let place = Place::start(store, &pay(json!({})), |bootstrap| bootstrap).await;
+    let deployment = Deployment::start(store, &pay(json!({})), |bootstrap| bootstrap).await;
     let request = |control: &str| {
-        let request = place.post("/pay").key("a").caller("alice").json("{}");
+        let request = deployment.post("/pay").key("a").caller("alice").json("{}");
         request.header("x-origin-header", format!("idempotency-control: {control}"))
     };
     let first = request("no-store").send().await;
     assert_eq!((first.status, first.header("idempotency-control")), (200, None));
-    assert_eq!(place.attempts("a"), ["1"]);
+    assert_eq!(deployment.attempts("a"), ["1"]);
     let second = request("ttl=1").send().await;
     assert_eq!((second.is_replay(), second.header("idempotency-control")), (false, None));
     let replay = request("").send().await;
     assert_eq!((replay.is_replay(), replay.header("idempotency-control")), (true, None));
-    assert_eq!(place.attempts("a"), ["1", "1"]);
+    assert_eq!(deployment.attempts("a"), ["1", "1"]);
     eventually("the record is over", async || {
-        let retry = place.elsewhere("/pay").key("a").caller("alice").json("{}").send().await;
+        let retry = deployment.elsewhere("/pay").key("a").caller("alice").json("{}").send().await;
         !retry.is_replay()
     })
     .await;
-    assert_eq!(place.attempts("a"), ["1", "1", "1"]);
+    assert_eq!(deployment.attempts("a"), ["1", "1", "1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

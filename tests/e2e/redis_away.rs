@@ -1,9 +1,9 @@
 //! Redis gone, hanging, or full of garbage: refused, decided here, or let pass, and never run twice.
 
-use crate::harness::{Answer, Bootstrap, Envoy, Fleet, Origin, Redis, Request, eventually};
 use crate::pay;
 use serde_json::json;
 use std::time::{Duration, Instant};
+use testkit::{Answer, Bootstrap, Envoy, Fleet, Origin, Redis, Request, eventually};
 
 /// The store's timeout, and what a loaded machine adds to it.
 const IN_TIME: Duration = Duration::from_millis(250 + 1_500);

@@ -1,9 +1,9 @@
 //! The harness itself: a server that it starts is what a test takes it for.
 
-use crate::harness::{Bootstrap, Redis, RedisCluster, Request, Webdis, World, eventually};
 use crate::pay;
 use serde_json::json;
 use std::time::Duration;
+use testkit::{Bootstrap, Redis, RedisCluster, Request, Webdis, World, eventually};
 use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,9 +1,9 @@
 //! The other ways to Redis: TLS, a Redis Cluster behind Envoy's proxy, Webdis.
 
-use crate::harness::{Bootstrap, Envoy, Origin, Redis, RedisCluster, Request, Webdis, eventually};
 use crate::pay;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use testkit::{Bootstrap, Envoy, Origin, Redis, RedisCluster, Request, Webdis, eventually};
 
 /// Two Envoys before one origin, whatever is behind them.
 struct Pair {

@@ -1,8 +1,8 @@
 //! A store that has no room: nothing runs twice, and no claim goes for another.
 
-use crate::harness::{Answer, World, eventually};
 use crate::pay;
 use serde_json::{Value, json};
+use testkit::{Answer, World, eventually};
 use tokio::task::JoinHandle;
 
 /// The smallest table, and more claims at once than it holds.

@@ -1,12 +1,12 @@
 //! What operators see: counters, the access log, the status header; and shadow mode.
 
-use crate::harness::place::Store;
-use crate::harness::{Bootstrap, Envoy, Fleet, Place, Redis, Request, World, client, eventually};
 use crate::pay;
 use envoy_idempotency::telemetry::{LINES, Outcome, WINDOW};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
+use testkit::deployment::Store;
+use testkit::{Bootstrap, Deployment, Envoy, Fleet, Redis, Request, World, client, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
@@ -14,7 +14,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
     config["status_header"] = json!(true);
     let world = World::start(config).await;
     let request = world.post("/pay").key("hush-key").caller("alice").json("{}");
-    let said = async |request: crate::harness::Request| {
+    let said = async |request: testkit::Request| {
         request.send().await.header("idempotency-status").map(str::to_owned)
     };
     assert_eq!(said(request.clone()).await.as_deref(), Some("executed"));
@@ -36,12 +36,12 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
 }
 
 /// What the status header says, which must be what the access log says and the counter counts.
-async fn said(place: &Place, request: Request) -> String {
+async fn said(deployment: &Deployment, request: Request) -> String {
     let answer = request.key("a").caller("alice").json("{}").send().await;
     let said = answer.header("idempotency-status").unwrap().to_owned();
     eventually("it is logged and counted", async || {
-        place.envoy().log().contains(&format!("outcome={said}\n"))
-            && place.envoy().counted("pay", &said).await > 0
+        deployment.envoy().log().contains(&format!("outcome={said}\n"))
+            && deployment.envoy().counted("pay", &said).await > 0
     })
     .await;
     said
@@ -53,35 +53,37 @@ async fn what_becomes_of_duplicates_is_said(store: Store) {
         "limits": { "response_body": "1KiB" }, "unknown_ttl": "1s"
     }));
     config["status_header"] = json!(true);
-    let mut place = Place::start(store, &config, |bootstrap| bootstrap).await;
-    let first = place.post("/pay").key("a").caller("alice").json("{}");
+    let mut deployment = Deployment::start(store, &config, |bootstrap| bootstrap).await;
+    let first = deployment.post("/pay").key("a").caller("alice").json("{}");
     let first = first.header("x-origin-hold", "it").header("x-origin-status", "502").send();
     let first = tokio::spawn(first);
-    eventually("the first runs", async || place.attempts("a").len() == 1).await;
+    eventually("the first runs", async || deployment.attempts("a").len() == 1).await;
     // Its `max` is over before the first has ended.
-    assert_eq!(said(&place, place.post("/pay")).await, "rejected");
-    let waits = place.post("/pay").key("a").caller("alice").json("{}").send();
+    assert_eq!(said(&deployment, deployment.post("/pay")).await, "rejected");
+    let waits = deployment.post("/pay").key("a").caller("alice").json("{}").send();
     let waits = tokio::spawn(waits);
     eventually("one waits", async || {
-        place.envoy().stat("wasmcustom.idempotency_waiters").await == Some(1)
+        deployment.envoy().stat("wasmcustom.idempotency_waiters").await == Some(1)
     })
     .await;
-    place.origin.release("it");
+    deployment.origin.release("it");
     assert_eq!(first.await.unwrap().header("idempotency-status"), Some("executed"));
     assert_eq!(waits.await.unwrap().header("idempotency-status"), Some("unknown"));
-    assert_eq!(said(&place, place.post("/pay")).await, "unknown");
+    assert_eq!(said(&deployment, deployment.post("/pay")).await, "unknown");
     eventually("the next attempt takes over", async || {
-        let request = place.post("/pay").header("x-origin-bytes", "2000");
-        said(&place, request).await == "executed"
+        let request = deployment.post("/pay").header("x-origin-bytes", "2000");
+        said(&deployment, request).await == "executed"
     })
     .await;
-    assert_eq!(said(&place, place.post("/pay")).await, "tombstone");
-    if let Some(redis) = &mut place.redis {
+    assert_eq!(said(&deployment, deployment.post("/pay")).await, "tombstone");
+    if let Some(redis) = &mut deployment.redis {
         redis.stop();
-        let request = place.post("/pay").key("b").caller("alice").json("{}").send().await;
+        let request = deployment.post("/pay").key("b").caller("alice").json("{}").send().await;
         assert_eq!(request.header("idempotency-status"), Some("store_error"));
-        eventually("it is logged", async || place.envoy().log().contains("outcome=store_error\n"))
-            .await;
+        eventually("it is logged", async || {
+            deployment.envoy().log().contains("outcome=store_error\n")
+        })
+        .await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! A service with a state machine, called by many clients: a transition runs once, whoever asks.
 
-use crate::harness::World;
 use serde_json::json;
+use testkit::World;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn entity_7_goes_from_a_to_b_once_whoever_asks() {
@@ -32,7 +32,7 @@ async fn entity_7_goes_from_a_to_b_once_whoever_asks() {
         tasks.push(tokio::spawn(post("7", r#"{"from":"D","to":"B"}"#, &client).send()));
         tasks.push(tokio::spawn(post("8", a_to_b, &client).send()));
     }
-    crate::harness::eventually("three run and the others wait", async || {
+    testkit::eventually("three run and the others wait", async || {
         world.envoy.stat("wasmcustom.idempotency_waiters").await == Some(87)
     })
     .await;

@@ -5,13 +5,13 @@
 //! does to requests that are under way, when their origin answers. Nobody ends their claims: they lapse
 //! into doubt, as they would if the whole Envoy had died.
 
-use crate::harness::place::Store;
-use crate::harness::{Answer, Client, Place, Request, eventually};
 use crate::pay;
 use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
+use testkit::deployment::Store;
+use testkit::{Answer, Client, Deployment, Request, eventually};
 
 /// The module that `make trap` builds; `IDEMPOTENCY_TRAP_MODULE` names another.
 const TRAP: &str = "target/trap/wasm32-wasip1/release/envoy_idempotency.wasm";
@@ -19,12 +19,12 @@ const TRAP: &str = "target/trap/wasm32-wasip1/release/envoy_idempotency.wasm";
 /// Stops the VM that sees it, in a request or in an origin's response.
 const HEADER: &str = "x-deliberate-trap";
 
-async fn place(store: Store) -> Place {
+async fn deployment(store: Store) -> Deployment {
     let named = std::env::var("IDEMPOTENCY_TRAP_MODULE").ok().filter(|path| !path.is_empty());
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join(named.as_deref().unwrap_or(TRAP));
     assert!(module.exists(), "{} is missing: run `make trap`", module.display());
     let rules = pay(json!({ "lease": "2s", "unknown_ttl": "2s" }));
-    Place::start(store, &rules, |bootstrap| {
+    Deployment::start(store, &rules, |bootstrap| {
         bootstrap.with(|bootstrap| {
             bootstrap.plugin()["vm_config"]["code"]["local"]["filename"] = json!(module);
         })
@@ -42,24 +42,24 @@ fn is_envoys_503(answer: &Answer) -> bool {
 }
 
 /// Waits until this worker serves again, and sees that it is by a new VM.
-async fn comes_back(place: &Place, client: &Client, vms: u64) {
+async fn comes_back(deployment: &Deployment, client: &Client, vms: u64) {
     let tries = Cell::new(0);
     eventually("the worker serves again", async || {
         tries.set(tries.get() + 1);
         let key = format!("after-{vms}-{}", tries.get());
-        let answer = client.send(with(place.post("/pay"), &key)).await.unwrap();
+        let answer = client.send(with(deployment.post("/pay"), &key)).await.unwrap();
         assert!(answer.status == 200 || is_envoys_503(&answer), "{answer:?}");
         answer.status == 200
     })
     .await;
-    assert_eq!(place.envoy().vms_created().await, vms + 1);
+    assert_eq!(deployment.envoy().vms_created().await, vms + 1);
 }
 
 /// A claim that nobody ends any more: in progress until its lease is over, then in doubt, then taken over,
 /// and at no time simply free.
-async fn lapses(place: &Place, key: &str) {
+async fn lapses(deployment: &Deployment, key: &str) {
     let retry = async || {
-        let answer = with(place.elsewhere("/pay"), key).send().await;
+        let answer = with(deployment.elsewhere("/pay"), key).send().await;
         (answer.status, answer.code())
     };
     let in_progress = (409, "in-progress".to_owned());
@@ -76,63 +76,64 @@ async fn lapses(place: &Place, key: &str) {
     .await;
     let seen = seen.into_inner();
     assert!(seen.contains(&in_progress), "{key} was in doubt before its lease was over: {seen:?}");
-    assert_eq!(place.attempts(key), ["1"]);
+    assert_eq!(deployment.attempts(key), ["1"]);
     eventually("the next attempt takes over", async || {
         let found = retry().await;
         assert!(found.0 == 200 || [&in_doubt, &gone].contains(&&found), "{key}: {found:?}");
         found.0 == 200
     })
     .await;
-    assert_eq!(place.attempts(key), ["1", "2"]);
+    assert_eq!(deployment.attempts(key), ["1", "2"]);
 }
 
 /// What became of it, as Envoy logged it.
-async fn is_logged(place: &Place, what: &str) {
-    eventually("the request is logged", async || place.envoy().log().contains(what)).await;
+async fn is_logged(deployment: &Deployment, what: &str) {
+    eventually("the request is logged", async || deployment.envoy().log().contains(what)).await;
 }
 
 async fn a_trap_beside_a_running_request(store: Store) {
-    let place = place(store).await;
+    let deployment = deployment(store).await;
     // On one connection, so that all of it is in one worker.
-    let client = Arc::new(Client::connect(place.envoy().front, true).await.unwrap());
-    let before = client.send(with(place.post("/pay"), "before")).await.unwrap();
+    let client = Arc::new(Client::connect(deployment.envoy().front, true).await.unwrap());
+    let before = client.send(with(deployment.post("/pay"), "before")).await.unwrap();
     assert_eq!(before.status, 200);
-    let vms = place.envoy().vms_created().await;
-    let held = with(place.post("/pay"), "held").header("x-origin-hold", "it");
+    let vms = deployment.envoy().vms_created().await;
+    let held = with(deployment.post("/pay"), "held").header("x-origin-hold", "it");
     let running = tokio::spawn({
         let client = client.clone();
         async move { client.send(held).await }
     });
-    eventually("it runs", async || place.attempts("held") == ["1"]).await;
-    let trapped = with(place.post("/pay"), "trapped").header(HEADER, "now");
+    eventually("it runs", async || deployment.attempts("held") == ["1"]).await;
+    let trapped = with(deployment.post("/pay"), "trapped").header(HEADER, "now");
     assert!(is_envoys_503(&client.send(trapped).await.unwrap()));
-    assert!(place.attempts("trapped").is_empty());
+    assert!(deployment.attempts("trapped").is_empty());
     // The other one hears of it when its origin answers, and does not get the answer.
-    place.origin.release("it");
+    deployment.origin.release("it");
     assert!(is_envoys_503(&running.await.unwrap().unwrap()));
-    lapses(&place, "held").await;
-    comes_back(&place, &client, vms).await;
+    lapses(&deployment, "held").await;
+    comes_back(&deployment, &client, vms).await;
     // What was recorded before is still there, and what never got a claim is free.
-    let replay = client.send(with(place.post("/pay"), "before")).await.unwrap();
+    let replay = client.send(with(deployment.post("/pay"), "before")).await.unwrap();
     assert!(replay.is_replay());
     assert_eq!((replay.status, replay.body), (200, before.body));
-    assert_eq!(client.send(with(place.post("/pay"), "trapped")).await.unwrap().status, 200);
-    assert_eq!(place.attempts("trapped"), ["1"]);
-    is_logged(&place, "proxy_on_request_headers failed").await;
+    assert_eq!(client.send(with(deployment.post("/pay"), "trapped")).await.unwrap().status, 200);
+    assert_eq!(deployment.attempts("trapped"), ["1"]);
+    is_logged(&deployment, "proxy_on_request_headers failed").await;
 }
 
 async fn a_trap_at_the_origins_answer(store: Store) {
-    let place = place(store).await;
-    let client = Client::connect(place.envoy().front, true).await.unwrap();
-    assert_eq!(client.send(with(place.post("/pay"), "before")).await.unwrap().status, 200);
-    let vms = place.envoy().vms_created().await;
-    let first = with(place.post("/pay"), "a").header("x-origin-header", format!("{HEADER}: now"));
+    let deployment = deployment(store).await;
+    let client = Client::connect(deployment.envoy().front, true).await.unwrap();
+    assert_eq!(client.send(with(deployment.post("/pay"), "before")).await.unwrap().status, 200);
+    let vms = deployment.envoy().vms_created().await;
+    let first =
+        with(deployment.post("/pay"), "a").header("x-origin-header", format!("{HEADER}: now"));
     let first = client.send(first).await.unwrap();
     assert!(is_envoys_503(&first), "{first:?}");
-    lapses(&place, "a").await;
-    comes_back(&place, &client, vms).await;
-    assert!(client.send(with(place.post("/pay"), "before")).await.unwrap().is_replay());
-    is_logged(&place, "proxy_on_response_headers failed").await;
+    lapses(&deployment, "a").await;
+    comes_back(&deployment, &client, vms).await;
+    assert!(client.send(with(deployment.post("/pay"), "before")).await.unwrap().is_replay());
+    is_logged(&deployment, "proxy_on_response_headers failed").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,14 +158,14 @@ async fn a_trap_at_an_answer_leaves_its_claim_in_doubt_in_redis() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_come_back_leave_no_connections_to_redis_behind() {
-    let place = place(Store::Redis).await;
-    let client = Client::connect(place.envoy().front, true).await.unwrap();
-    let redis = place.redis.as_ref().unwrap();
+    let deployment = deployment(Store::Redis).await;
+    let client = Client::connect(deployment.envoy().front, true).await.unwrap();
+    let redis = deployment.redis.as_ref().unwrap();
     for _ in 0..3 {
-        let vms = place.envoy().vms_created().await;
+        let vms = deployment.envoy().vms_created().await;
         let key = format!("trap-{vms}");
-        client.send(with(place.post("/pay"), &key).header(HEADER, "now")).await.unwrap();
-        comes_back(&place, &client, vms).await;
+        client.send(with(deployment.post("/pay"), &key).header(HEADER, "now")).await.unwrap();
+        comes_back(&deployment, &client, vms).await;
     }
     // This worker's; no other has had a request.
     eventually("one connection is left", async || redis.clients(None).await == 1).await;

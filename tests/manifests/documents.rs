@@ -1,12 +1,12 @@
 //! The YAML under `envoy/istio` and `envoy/gateway`: read, checked against schemas, and built by kustomize where there is one.
 
-use crate::harness::process::Scratch;
 use crate::{home, schema};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testkit::process::Scratch;
 
 /// Nothing refers to it: `kubectl patch` takes it.
 const BY_HAND: &str = "envoy/istio/overlays/managed-redis/proxy-env.yaml";

@@ -2,9 +2,9 @@
 //! in envoyproxy/gateway: internal/xds/translator/{wasm,jsonpatch}.go and internal/utils/jsonpatch.
 
 use crate::documents::one;
-use crate::harness::{Bootstrap, Redis};
 use crate::{Site, patch, patient, reconfigure};
 use serde_json::{Value, json};
+use testkit::{Bootstrap, Redis};
 
 /// What Envoy Gateway allows a connection to hold, unless told otherwise.
 const BUFFER: u64 = 32_768;

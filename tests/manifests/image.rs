@@ -1,12 +1,12 @@
 //! The OCI image and the bill of materials, read back by other means than they were written with.
 
-use crate::harness::process::Scratch;
 use crate::home;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use testkit::process::Scratch;
 
 /// The module that the other tests run, too.
 fn module() -> PathBuf {

@@ -3,11 +3,11 @@
 //! and pkg/wasm/convert.go.
 
 use crate::documents::{one, read};
-use crate::harness::{Bootstrap, Envoy, Origin, Redis, Request, Webdis, client, eventually};
 use crate::scratch::Extensions;
 use crate::{Site, patch, patient, reconfigure};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use testkit::{Bootstrap, Envoy, Origin, Redis, Request, Webdis, client, eventually};
 
 /// The namespace whose EnvoyFilters are meant for all proxies.
 const ROOT: &str = "istio-system";

@@ -13,16 +13,14 @@
 
 mod documents;
 mod gateway;
-#[path = "../e2e/harness/mod.rs"]
-mod harness;
 mod image;
 mod istio;
 mod patch;
 mod schema;
 mod scratch;
 
-use harness::{Bootstrap, Envoy, Origin, Request};
 use serde_json::Value;
+use testkit::{Bootstrap, Envoy, Origin, Request};
 
 /// A path of this project.
 fn home(path: &str) -> std::path::PathBuf {
@@ -83,7 +81,7 @@ impl Site {
 
     /// Prometheus gets the words of a metric's name as labels.
     async fn labels_metrics(&self) {
-        let text = harness::client::get(self.envoy.admin, "/stats/prometheus").await.unwrap();
+        let text = testkit::client::get(self.envoy.admin, "/stats/prometheus").await.unwrap();
         let labelled = "idempotency_requests_total{rule=\"payments\",outcome=\"replayed\"} 1";
         let lines: Vec<_> = text.lines().filter(|line| line.contains("replayed")).collect();
         assert!(lines.contains(&labelled), "{lines:#?}");

@@ -1,8 +1,8 @@
 //! Files that an Envoy of these tests reads, in a folder that ends with them.
 
-use crate::harness::process::Scratch;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use testkit::process::Scratch;
 
 /// What a control plane would serve as extension configs, as files.
 pub(crate) struct Extensions(Scratch);

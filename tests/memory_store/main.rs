@@ -7,12 +7,6 @@
     clippy::wildcard_enum_match_arm,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
-#![allow(unreachable_pub, missing_docs)]
-
-#[path = "../store_contract/mod.rs"]
-mod contract;
-#[path = "../simulation/map.rs"]
-mod map;
 
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, State, Token};
@@ -21,10 +15,11 @@ use envoy_idempotency::store::shared_data::{
 };
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::time::{Timestamp, WallTime};
-use map::Map;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
+use testkit::map::Map;
+use testkit::store_contract as contract;
 
 const CAPACITY: Capacity =
     Capacity { entries: 256, budget_bytes: 1 << 20, largest_answer: 64 << 10 };
@@ -408,13 +403,13 @@ fn stands(map: &Map, entry_bytes: usize) -> (i64, i64) {
 }
 
 /// Counts what workers tell of their changes, and checks it against the table.
-struct Books {
+struct Ledger {
     shared: Meddled,
     entry_bytes: usize,
     total: Tally,
 }
 
-impl Books {
+impl Ledger {
     fn check(&mut self, workers: &[MemoryStore<Meddled>]) {
         for worker in workers {
             self.total += worker.take_tally();
@@ -424,8 +419,8 @@ impl Books {
     }
 }
 
-/// Two workers of one Envoy, and their books.
-fn workers(capacity: Capacity) -> ([MemoryStore<Meddled>; 2], Books) {
+/// Two workers of one Envoy, and their ledger.
+fn workers(capacity: Capacity) -> ([MemoryStore<Meddled>; 2], Ledger) {
     let shared = Meddled::default();
     let open = || MemoryStore::open(shared.clone(), "test", capacity).unwrap();
     let workers = [open(), open()];
@@ -434,12 +429,12 @@ fn workers(capacity: Capacity) -> ([MemoryStore<Meddled>; 2], Books) {
     assert_eq!((tally.entries, tally.evicted), (1, 0));
     // One record is all there is: its bytes are those of an entry.
     let entry_bytes = usize::try_from(tally.bytes).unwrap();
-    (workers, Books { shared, entry_bytes, total: tally })
+    (workers, Ledger { shared, entry_bytes, total: tally })
 }
 
 #[test]
 fn what_the_workers_tell_of_their_changes_is_what_stands_in_the_table() {
-    let (workers, mut books) = workers(CROWDED);
+    let (workers, mut ledger) = workers(CROWDED);
     let other = |number: u64| &workers[usize::try_from(number % 2).unwrap()];
     // Claims of one worker ended by the other, records that are over, and more than there is room for.
     for number in 0..300 {
@@ -457,23 +452,23 @@ fn what_the_workers_tell_of_their_changes_is_what_stands_in_the_table() {
         // A release that comes twice, and a takeover of a claim in doubt.
         other(number).execute(&end, now).unwrap();
         other(number).execute(&claim(number, 1_000 + number, true), now.after(LEASE * 2)).unwrap();
-        books.check(&workers);
+        ledger.check(&workers);
     }
-    assert!(books.total.evicted > 0 && books.total.entries > 0, "{:?}", books.total);
+    assert!(ledger.total.evicted > 0 && ledger.total.entries > 0, "{:?}", ledger.total);
 }
 
 #[test]
 fn a_command_that_changes_nothing_tells_of_nothing() {
-    let (workers, mut books) = workers(CAPACITY);
+    let (workers, mut ledger) = workers(CAPACITY);
     let store = &workers[0];
     store.execute(&claim(1, 1, false), NOW).unwrap();
     store.execute(&complete(1, 1, vec![1; 1_000]), NOW).unwrap();
-    books.check(&workers);
+    ledger.check(&workers);
     for command in [claim(1, 2, false), claim(1, 3, true), complete(1, 9, vec![2; 500])] {
         store.execute(&command, NOW).unwrap();
         assert_eq!(store.take_tally(), Tally::default());
     }
-    books.check(&workers);
+    ledger.check(&workers);
 }
 
 #[test]
@@ -490,12 +485,12 @@ fn a_change_that_came_to_nothing_between_two_workers_is_told_by_neither() {
     ];
     for (first, second) in &pairs {
         for at in 0..40 {
-            let (workers, mut books) = workers(CROWDED);
+            let (workers, mut ledger) = workers(CROWDED);
             for (command, now) in &prepare {
                 workers[0].execute(command, *now).unwrap();
             }
             let [store, other] = workers;
-            books.total += store.take_tally();
+            ledger.total += store.take_tally();
             let told = Rc::new(Cell::new(Tally::default()));
             let (meddling, command, now) = (told.clone(), second.0.clone(), second.1);
             // The other worker acts at some call of the first's to shared data.
@@ -503,14 +498,14 @@ fn a_change_that_came_to_nothing_between_two_workers_is_told_by_neither() {
                 other.execute(&command, now).unwrap();
                 meddling.set(other.take_tally());
             });
-            *books.shared.meddler.borrow_mut() = Some(meddler);
-            books.shared.calls.set(0);
-            books.shared.at.set(Some(at));
+            *ledger.shared.meddler.borrow_mut() = Some(meddler);
+            ledger.shared.calls.set(0);
+            ledger.shared.at.set(Some(at));
             store.execute(&first.0, first.1).unwrap();
-            books.total += store.take_tally();
-            books.total += told.get();
-            let stands = stands(&books.shared.map, books.entry_bytes);
-            assert_eq!((books.total.entries, books.total.bytes), stands, "{at}");
+            ledger.total += store.take_tally();
+            ledger.total += told.get();
+            let stands = stands(&ledger.shared.map, ledger.entry_bytes);
+            assert_eq!((ledger.total.entries, ledger.total.bytes), stands, "{at}");
         }
     }
 }

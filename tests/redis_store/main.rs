@@ -9,40 +9,16 @@
     clippy::wildcard_enum_match_arm,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
-#![allow(unreachable_pub, missing_docs)]
-
-mod server;
-#[path = "../store_contract/mod.rs"]
-mod store_contract;
 
 use envoy_idempotency::key::{Fingerprint, Key};
-use envoy_idempotency::record::codec::{DEADLINE, HEAD_LEN};
+use envoy_idempotency::record::codec::HEAD_LEN;
 use envoy_idempotency::record::{Answer, Kept, State, Token};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::time::WallTime;
-use server::{Server, Store, now};
 use std::cell::Cell;
 use std::time::Duration;
-
-impl store_contract::Store for Store {
-    fn execute(&self, command: Command) -> Result<Reply, StoreError> {
-        self.pipelined(vec![command]).remove(0)
-    }
-
-    /// Redis's clock cannot be moved, so everything that looks at it is: deadlines and times to live.
-    fn advance(&self, time: Duration) {
-        for name in self.names() {
-            let head =
-                self.bulk(&[b"GETRANGE", &name, b"0", (HEAD_LEN - 1).to_string().as_bytes()]);
-            let deadline = u64::from_be_bytes(head[DEADLINE].try_into().unwrap());
-            let earlier = deadline - time.as_millis() as u64;
-            let at = DEADLINE.start.to_string();
-            self.raw(&[b"SETRANGE", &name, at.as_bytes(), &earlier.to_be_bytes()]);
-            let left = self.integer(&[b"PTTL", &name]) - time.as_millis() as i64;
-            self.raw(&[b"PEXPIRE", &name, left.to_string().as_bytes()]);
-        }
-    }
-}
+use testkit::redis_store::{Server, Store, now};
+use testkit::store_contract;
 
 fn claim(number: u8, token: u8) -> Command {
     Command::Claim {

@@ -23,7 +23,6 @@
 
 mod faults;
 mod ledger;
-mod map;
 mod random;
 mod redis;
 mod worker;

@@ -1,6 +1,5 @@
 //! A worker as the host has it: the front, who waits, timers, and a budget a callback.
 
-use crate::map::Map;
 use envoy_idempotency::exchange::Question;
 use envoy_idempotency::schedule::{Budget, Timers, Waiters};
 use envoy_idempotency::store::front::Front;
@@ -10,6 +9,7 @@ use envoy_idempotency::store::tiers::Tiers;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
+use testkit::map::Map;
 
 /// Shorter than a record's own, so that both ends are met.
 const LOCAL_TTL: Duration = Duration::from_secs(3);

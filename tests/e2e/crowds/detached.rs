@@ -1,11 +1,11 @@
 //! All are detached: the worker sends them itself, and has all their answers.
 
 use super::Scene;
-use crate::harness::Bootstrap;
-use crate::harness::crowd::roomy;
-use crate::harness::place::Store;
 use crate::pay;
 use serde_json::{Value, json};
+use testkit::Bootstrap;
+use testkit::crowd::roomy;
+use testkit::deployment::Store;
 
 fn rules(more: Value) -> Value {
     let mut rule = json!({
@@ -36,7 +36,7 @@ async fn all_get_the_answer(scene: Scene, number: usize, keys: usize) {
     let mut crowd = scene.crowd_that_runs(requests).await;
     crowd.add(others);
     scene.wait(0, number - keys).await;
-    scene.place.origin.release("all");
+    scene.deployment.origin.release("all");
     crowd.ends_in(&[("200", keys), ("200 replayed", number - keys)]).await;
     assert_eq!(scene.executions(), keys);
     scene.is_unharmed().await;
@@ -72,7 +72,7 @@ async fn three_thousand_detached_through_a_listener_get_their_answers() {
 async fn nobody_is_there(path: &str, outcome: &str) {
     const NUMBER: usize = 1_000;
     let scene = Scene::start(Store::Redis, &rules(json!({}))).await;
-    let redis = scene.place.redis.as_ref().unwrap();
+    let redis = scene.deployment.redis.as_ref().unwrap();
     redis.freeze().await;
     let crowd = scene.crowd(scene.requests(path, NUMBER, NUMBER)).await;
     scene.come(NUMBER).await;

@@ -1,12 +1,12 @@
 //! What a crowd stands on goes away: the configuration, the origin, the hosts of its cluster.
 
 use super::Scene;
-use crate::harness::crowd::{Crowd, roomy};
-use crate::harness::place::Store;
-use crate::harness::{Bootstrap, Origin, Request, Scratch, eventually};
 use crate::pay;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use testkit::crowd::{Crowd, roomy};
+use testkit::deployment::Store;
+use testkit::{Bootstrap, Origin, Request, Scratch, eventually};
 
 const NUMBER: usize = 3_000;
 
@@ -22,9 +22,9 @@ fn held(requests: Vec<Request>) -> Vec<Request> {
 
 /// The listeners with other rules.
 async fn replace(scene: &mut Scene, rules: &Value) {
-    let port = scene.place.origin.address.port();
+    let port = scene.deployment.origin.address.port();
     let bootstrap = roomy(Bootstrap::demo().rules(rules)).origin(port);
-    scene.place.envoy().replace(bootstrap).await;
+    scene.deployment.envoy().replace(bootstrap).await;
     // Envoy tries each configuration in a VM of the main thread's own.
     scene.vms[0] += 1;
 }
@@ -36,7 +36,7 @@ async fn three_thousand_that_wait_while_the_configuration_is_replaced_get_the_an
     let crowd = scene.crowd(held(scene.requests("/pay", NUMBER, 1))).await;
     scene.wait(0, NUMBER - 1).await;
     replace(&mut scene, &rules(json!({ "ttl": "1h" }))).await;
-    scene.place.origin.release("all");
+    scene.deployment.origin.release("all");
     crowd.ends_in(&[("200", 1), ("200 replayed", NUMBER - 1)]).await;
     assert_eq!(scene.executions(), 1);
     scene.is_unharmed().await;
@@ -51,7 +51,7 @@ async fn all_are_cut_off(keys: usize) {
     scene.wait(0, NUMBER - keys).await;
     replace(&mut scene, &rules(json!({ "ttl": "1h" }))).await;
     crowd.ends_in(&[("cut off", NUMBER)]).await;
-    scene.place.origin.release("all");
+    scene.deployment.origin.release("all");
     assert_eq!(scene.executions(), keys);
     scene.is_unharmed().await;
 }
@@ -74,12 +74,12 @@ async fn the_origin_dies(store: Store, number: usize, keys: usize) {
     let mut crowd = scene.crowd_that_runs(requests).await;
     crowd.add(others);
     scene.wait(0, number - keys).await;
-    scene.place.origin.die().await;
+    scene.deployment.origin.die().await;
     // Who ran has Envoy's own answer, and who waited is told that nobody knows what became of it.
     crowd.ends_in(&[("503", keys), ("409 outcome-unknown", number - keys)]).await;
     assert_eq!(scene.executions(), keys);
-    let port = scene.place.origin.address.port();
-    scene.place.origin = Origin::start_on(port).await;
+    let port = scene.deployment.origin.address.port();
+    scene.deployment.origin = Origin::start_on(port).await;
     // The request before the crowd is counted no more.
     assert_eq!(scene.post(0, "/pay", "after").send().await.status, 200);
     scene.is_unharmed().await;
@@ -105,7 +105,7 @@ async fn a_thousand_that_go_on_in_one_moment_to_a_cluster_without_hosts_are_told
     let mut rules = rules(json!({}));
     rules["store"] = json!({ "redis": { "cluster": "redis", "timeout": "5s" } });
     let scene = Scene::start(Store::Redis, &rules).await;
-    let redis = scene.place.redis.as_ref().unwrap();
+    let redis = scene.deployment.redis.as_ref().unwrap();
     redis.freeze().await;
     // No more than 1,024 commands of a worker are under way.
     let crowd = scene.crowd(scene.requests("/empty/pay", 1_000, 1_000)).await;
@@ -124,7 +124,7 @@ impl Hosts {
         self.0.file("hosts.json")
     }
 
-    /// Puts these ports of this machine in the place of those that are there.
+    /// Puts these ports of this machine in the deployment of those that are there.
     fn are(&self, ports: &[u16]) {
         let endpoints = ports.iter().map(|port| {
             let address = json!({ "address": "127.0.0.1", "port_value": port });
@@ -173,11 +173,11 @@ async fn each_takes_over_and_finds_nobody(store: Store, number: usize) {
     let scene = Scene::start_with(store, &rules, |bootstrap| hosts.cluster(bootstrap)).await;
     let membership = async |number: u64| {
         eventually("Envoy knows the hosts", async || {
-            scene.place.envoy().stat("cluster.changing.membership_total").await == Some(number)
+            scene.deployment.envoy().stat("cluster.changing.membership_total").await == Some(number)
         })
         .await;
     };
-    hosts.are(&[scene.place.origin.address.port()]);
+    hosts.are(&[scene.deployment.origin.address.port()]);
     membership(1).await;
     let first = scene
         .post(0, "/changing/pay", "a")
@@ -187,11 +187,11 @@ async fn each_takes_over_and_finds_nobody(store: Store, number: usize) {
     let first = scene.crowd(vec![first]).await;
     scene.run(1).await;
     let request = scene.post(0, "/changing/pay", "a");
-    let crowd = Crowd::send(scene.place.envoy().front, vec![request; number]).await;
+    let crowd = Crowd::send(scene.deployment.envoy().front, vec![request; number]).await;
     scene.wait(0, number).await;
     hosts.are(&[]);
     membership(0).await;
-    scene.place.origin.release("first");
+    scene.deployment.origin.release("first");
     first.ends_in(&[("503", 1)]).await;
     crowd.ends_in(&[("503", number)]).await;
     assert_eq!(scene.executions(), 1);

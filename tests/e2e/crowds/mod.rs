@@ -9,16 +9,16 @@ mod leaving;
 mod redis;
 mod waiting;
 
-use crate::harness::crowd::{Crowd, roomy};
-use crate::harness::place::Store;
-use crate::harness::{Bootstrap, Place, Redis, Request, eventually};
 use serde_json::Value;
 use std::cell::Cell;
 use std::time::Duration;
+use testkit::crowd::{Crowd, roomy};
+use testkit::deployment::Store;
+use testkit::{Bootstrap, Deployment, Redis, Request, eventually};
 
 /// Envoys that each have served a request, and whose VMs must outlive the crowd.
 struct Scene {
-    place: Place,
+    deployment: Deployment,
     /// VMs that each Envoy has made.
     vms: Vec<u64>,
 }
@@ -33,9 +33,10 @@ impl Scene {
         rules: &Value,
         change: impl FnOnce(Bootstrap) -> Bootstrap,
     ) -> Self {
-        let place = Place::start(store, rules, |bootstrap| change(roomy(bootstrap))).await;
-        let mut scene = Self { place, vms: Vec::new() };
-        for (number, envoy) in scene.place.envoys.iter().enumerate() {
+        let deployment =
+            Deployment::start(store, rules, |bootstrap| change(roomy(bootstrap))).await;
+        let mut scene = Self { deployment, vms: Vec::new() };
+        for (number, envoy) in scene.deployment.envoys.iter().enumerate() {
             assert_eq!(scene.post(number, "/pay", "before").send().await.status, 200);
             scene.vms.push(envoy.vms_created().await);
         }
@@ -43,7 +44,7 @@ impl Scene {
     }
 
     fn post(&self, envoy: usize, path: &str, key: &str) -> Request {
-        let request = Request::new(self.place.envoys[envoy].front, "POST", path);
+        let request = Request::new(self.deployment.envoys[envoy].front, "POST", path);
         request.key(key).caller("alice").json("{}").http2()
     }
 
@@ -54,12 +55,12 @@ impl Scene {
 
     /// Sends these to the first Envoy.
     async fn crowd(&self, requests: Vec<Request>) -> Crowd {
-        Crowd::send(self.place.envoy().front, requests).await
+        Crowd::send(self.deployment.envoy().front, requests).await
     }
 
     /// Executions of the crowd; the request before it is none of them.
     fn executions(&self) -> usize {
-        self.place.origin.executions() - 1
+        self.deployment.origin.executions() - 1
     }
 
     /// Waits until so many run.
@@ -70,7 +71,8 @@ impl Scene {
     /// Waits until so many wait at this Envoy for another's execution.
     async fn wait(&self, envoy: usize, number: usize) {
         eventually("so many wait", async || {
-            let waiters = self.place.envoys[envoy].stat("wasmcustom.idempotency_waiters").await;
+            let waiters =
+                self.deployment.envoys[envoy].stat("wasmcustom.idempotency_waiters").await;
             waiters == Some(number as u64)
         })
         .await;
@@ -78,7 +80,7 @@ impl Scene {
 
     /// Sends these to the first Envoy, where all of them run in the end.
     async fn crowd_that_runs(&self, requests: Vec<Request>) -> Crowd {
-        let mut crowd = Crowd::at(self.place.envoy().front).await;
+        let mut crowd = Crowd::at(self.deployment.envoy().front).await;
         // With Redis, a worker has no more than 1,024 commands under way.
         for some in requests.chunks(500) {
             crowd.add(some.to_vec());
@@ -90,20 +92,20 @@ impl Scene {
     /// Waits until this many requests have come to the first Envoy, the one before the crowd not counted.
     async fn come(&self, number: usize) {
         eventually("all have come", async || {
-            let total = self.place.envoy().stat("http.front.downstream_rq_total").await;
+            let total = self.deployment.envoy().stat("http.front.downstream_rq_total").await;
             total == Some(number as u64 + 1)
         })
         .await;
         // A worker that has answered others since has sent on what it had from them.
         for _ in 0..2 {
-            let other = Request::new(self.place.envoy().front, "GET", "/empty/").send().await;
+            let other = Request::new(self.deployment.envoy().front, "GET", "/empty/").send().await;
             assert_eq!(other.status, 503);
         }
     }
 
     /// Sees that no VM has stopped, and that the next request is served.
     async fn is_unharmed(&self) {
-        for (number, envoy) in self.place.envoys.iter().enumerate() {
+        for (number, envoy) in self.deployment.envoys.iter().enumerate() {
             let executions = self.executions();
             let next = self.post(number, "/pay", &format!("next-{number}")).send().await;
             assert_eq!((next.status, next.is_replay()), (200, false), "{}", next.text());
@@ -117,7 +119,7 @@ impl Scene {
 
     /// Waits until Redis serves again, and then as [`Self::is_unharmed`].
     async fn recovers(&self) {
-        for number in 0..self.place.envoys.len() {
+        for number in 0..self.deployment.envoys.len() {
             let tries = Cell::new(0);
             eventually("service is back", async || {
                 tries.set(tries.get() + 1);
@@ -131,21 +133,21 @@ impl Scene {
 
     /// Stops the first Envoy's clock as it were: all that comes due while it is frozen is due in one moment.
     async fn freeze_for(&self, time: Duration) {
-        self.place.envoy().freeze().await;
+        self.deployment.envoy().freeze().await;
         tokio::time::sleep(time).await;
-        self.place.envoy().thaw().await;
+        self.deployment.envoy().thaw().await;
     }
 
     /// Lets Redis, which is frozen, answer so many commands, all before the first Envoy reads any.
     async fn redis_wakes_up(&self, commands: u64) {
-        let redis = self.place.redis.as_ref().unwrap();
-        self.place.envoy().freeze().await;
+        let redis = self.deployment.redis.as_ref().unwrap();
+        self.deployment.envoy().freeze().await;
         redis.thaw().await;
         eventually("Redis has answered", async || redis.script_calls().await >= commands).await;
-        self.place.envoy().thaw().await;
+        self.deployment.envoy().thaw().await;
     }
 
     fn redis(&mut self) -> &mut Redis {
-        self.place.redis.as_mut().unwrap()
+        self.deployment.redis.as_mut().unwrap()
     }
 }

@@ -1,11 +1,11 @@
 //! Each has its own key, or few share one, while Redis hangs, dies, and comes back.
 
 use super::Scene;
-use crate::harness::eventually;
-use crate::harness::place::Store;
 use crate::pay;
 use serde_json::{Value, json};
 use std::time::Duration;
+use testkit::deployment::Store;
+use testkit::eventually;
 
 /// Rules with this time for Redis: with the longest there is, a whole crowd has asked before any is late.
 fn rules(timeout: &str) -> Value {
@@ -22,7 +22,7 @@ const REFUSED: &str = "503 store-unavailable";
 /// So many of so many keys ask a Redis that hangs until all of them are late in one moment; then it wakes up.
 async fn it_hangs(number: usize, keys: usize) {
     let scene = Scene::start(Store::Redis, &rules("2s")).await;
-    let redis = scene.place.redis.as_ref().unwrap();
+    let redis = scene.deployment.redis.as_ref().unwrap();
     redis.freeze().await;
     let crowd = scene.crowd(scene.requests("/pay", number, keys)).await;
     scene.come(number).await;
@@ -70,7 +70,7 @@ async fn three_thousand_of_two_hundred_keys_that_ask_a_redis_that_dies_are_refus
 /// 1,024 commands of a worker are under way.
 async fn it_wakes_up(number: usize, keys: usize) {
     let scene = Scene::start(Store::Redis, &rules("5s")).await;
-    let redis = scene.place.redis.as_ref().unwrap();
+    let redis = scene.deployment.redis.as_ref().unwrap();
     redis.freeze().await;
     let crowd = scene.crowd(scene.requests("/pay", number, keys)).await;
     scene.come(number).await;
@@ -107,10 +107,10 @@ async fn it_goes_while_they_run(number: usize, fate: Fate) {
         Fate::Dies => scene.redis().stop(),
         Fate::Hangs => scene.redis().freeze().await,
     }
-    scene.place.origin.release("all");
+    scene.deployment.origin.release("all");
     if fate == Fate::Hangs {
         eventually("Envoy has all answers", async || {
-            let active = scene.place.envoy().stat("cluster.origin.upstream_rq_active").await;
+            let active = scene.deployment.envoy().stat("cluster.origin.upstream_rq_active").await;
             active == Some(0)
         })
         .await;

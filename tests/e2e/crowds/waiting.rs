@@ -1,12 +1,12 @@
 //! All wait for one key.
 
 use super::Scene;
-use crate::harness::crowd::Crowd;
-use crate::harness::eventually;
-use crate::harness::place::Store;
 use crate::pay;
 use serde_json::{Value, json};
 use std::time::Duration;
+use testkit::crowd::Crowd;
+use testkit::deployment::Store;
+use testkit::eventually;
 use tokio::time::{Instant, sleep_until};
 
 fn rules(max: &str) -> Value {
@@ -29,7 +29,7 @@ async fn waiters(scene: &Scene, numbers: &[usize]) -> Vec<Crowd> {
     let mut crowds = Vec::new();
     for (envoy, number) in numbers.iter().enumerate() {
         let request = scene.post(envoy, "/pay", "a").header("x-origin-hold", "second");
-        let to = scene.place.envoys[envoy].front;
+        let to = scene.deployment.envoys[envoy].front;
         crowds.push(Crowd::send(to, vec![request; *number]).await);
         scene.wait(envoy, *number).await;
     }
@@ -40,7 +40,7 @@ async fn all_get_the_answer(store: Store, numbers: &[usize]) {
     let scene = Scene::start(store, &rules("2m")).await;
     let first = first(&scene, &[]).await;
     let crowds = waiters(&scene, numbers).await;
-    scene.place.origin.release("first");
+    scene.deployment.origin.release("first");
     first.ends_in(&[("200", 1)]).await;
     for (crowd, number) in crowds.into_iter().zip(numbers) {
         crowd.ends_in(&[("200 replayed", *number)]).await;
@@ -77,21 +77,21 @@ async fn one_takes_over(store: Store, numbers: &[usize]) {
     let scene = Scene::start(store, &rules("2m")).await;
     let first = first(&scene, &RELEASED).await;
     let crowds = waiters(&scene, numbers).await;
-    scene.place.origin.release("first");
+    scene.deployment.origin.release("first");
     first.ends_in(&[("503", 1)]).await;
     scene.run(2).await;
     // The others go on waiting, wherever the one that runs has waited.
     let all: usize = numbers.iter().sum();
     eventually("the others wait", async || {
         let mut waiting = 0;
-        for envoy in &scene.place.envoys {
+        for envoy in &scene.deployment.envoys {
             waiting += envoy.stat("wasmcustom.idempotency_waiters").await.unwrap_or(0);
         }
         waiting == all as u64 - 1
     })
     .await;
-    scene.place.origin.release("second");
-    let mut together = Crowd::at(scene.place.envoy().front).await;
+    scene.deployment.origin.release("second");
+    let mut together = Crowd::at(scene.deployment.envoy().front).await;
     crowds.into_iter().for_each(|crowd| together.join(crowd));
     together.ends_in(&[("200", 1), ("200 replayed", all - 1)]).await;
     assert_eq!(scene.executions(), 2);
@@ -119,17 +119,17 @@ async fn all_are_refused(store: Store, numbers: &[usize]) {
     let crowds = waiters(&scene, numbers).await;
     let last = Instant::now();
     sleep_until(last + Duration::from_secs(2)).await;
-    for envoy in &scene.place.envoys {
+    for envoy in &scene.deployment.envoys {
         envoy.freeze().await;
     }
     sleep_until(last + Duration::from_secs(6)).await;
-    for envoy in &scene.place.envoys {
+    for envoy in &scene.deployment.envoys {
         envoy.thaw().await;
     }
     for (crowd, number) in crowds.into_iter().zip(numbers) {
         crowd.ends_in(&[("409 in-progress", *number)]).await;
     }
-    scene.place.origin.release("first");
+    scene.deployment.origin.release("first");
     first.ends_in(&[("200", 1)]).await;
     assert_eq!(scene.executions(), 1);
     scene.is_unharmed().await;

@@ -1,8 +1,8 @@
 //! Routes and clusters that end a request in every way Envoy has.
 
-use super::rude::{BlackHole, Rude, Rudeness};
-use crate::harness::{Bootstrap, Origin};
+use super::aborts::{Abort, AbortingUpstream, BlackHole};
 use serde_json::{Value, json};
+use testkit::{Bootstrap, Origin};
 
 /// What the table of `src/exchange/source.rs` is made of, per request.
 const LOG: &str = "row %REQ(IDEMPOTENCY-KEY)% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS% \
@@ -17,11 +17,11 @@ pub(super) struct Upstreams {
     /// Where clusters lead that would be fine but for what is set up about them.
     fine: Origin,
     black_hole: BlackHole,
-    garbage: Rude,
-    last_breath: Rude,
-    reset: Rude,
-    refused_stream: Rude,
-    go_away: Rude,
+    garbage: AbortingUpstream,
+    last_breath: AbortingUpstream,
+    reset: AbortingUpstream,
+    refused_stream: AbortingUpstream,
+    go_away: AbortingUpstream,
 }
 
 impl Upstreams {
@@ -31,11 +31,11 @@ impl Upstreams {
         Self {
             fine: Origin::start().await,
             black_hole: BlackHole::open().await,
-            garbage: Rude::start(Rudeness::Garbage).await,
-            last_breath: Rude::start(Rudeness::LastBreath).await,
-            reset: Rude::start(Rudeness::Reset(INTERNAL_ERROR)).await,
-            refused_stream: Rude::start(Rudeness::Reset(REFUSED_STREAM)).await,
-            go_away: Rude::start(Rudeness::GoAway).await,
+            garbage: AbortingUpstream::start(Abort::Garbage).await,
+            last_breath: AbortingUpstream::start(Abort::LastBreath).await,
+            reset: AbortingUpstream::start(Abort::Reset(INTERNAL_ERROR)).await,
+            refused_stream: AbortingUpstream::start(Abort::Reset(REFUSED_STREAM)).await,
+            go_away: AbortingUpstream::start(Abort::GoAway).await,
         }
     }
 

@@ -1,0 +1,265 @@
+//! `-- crowd`: how long other requests of a worker take while it lets a crowd go.
+//!
+//! The control is Envoy without the filter, whose origin holds such a crowd and then answers all of it. The
+//! clients and the origin share this machine's cores, so only the ratios mean something.
+
+use serde_json::json;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use testkit::crowd::{Crowd, roomy};
+use testkit::deployment::Store;
+use testkit::{Bootstrap, Client, Deployment, Envoy, Origin, Request, eventually};
+use tokio::runtime;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+/// As many as wait for one key.
+const NUMBER: usize = 10_000;
+
+/// Samples of all rounds count together.
+const ROUNDS: usize = 5;
+
+/// The other requests are observed so long before anybody waits, and while all wait.
+const OBSERVED: Duration = Duration::from_secs(1);
+
+/// Pause between two of the other requests of one kind: a worker has time for many more.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The requests that are measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// No rule matches, and Envoy answers by itself, for its cluster has no hosts: the worker's time alone.
+    Get,
+    /// It has a key of its own, and runs: the origin's time besides, which in the control answers the crowd.
+    Post,
+}
+
+/// What the crowd does meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Away,
+    Waits,
+    LetGo,
+}
+
+impl Phase {
+    const ALL: [Self; 3] = [Self::Away, Self::Waits, Self::LetGo];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Away => "no crowd",
+            Self::Waits => "it waits",
+            Self::LetGo => "it is let go",
+        }
+    }
+}
+
+/// A request that was measured.
+struct Sample {
+    kind: Kind,
+    sent: Instant,
+    took: Duration,
+}
+
+/// Sends a request of each kind in every [`PAUSE`], whether or not those before were answered.
+struct Others {
+    stop: Arc<AtomicBool>,
+    sending: JoinHandle<Vec<JoinHandle<Sample>>>,
+}
+
+impl Others {
+    async fn start(front: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let get = Arc::new(Client::connect(front, true).await.unwrap());
+        let post = Arc::new(Client::connect(front, true).await.unwrap());
+        let sending = tokio::spawn(async move {
+            let mut clock = interval(PAUSE);
+            clock.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            let mut samples = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let due: Instant = clock.tick().await.into();
+                let key = format!("other-{}", super::NEXT_KEY.fetch_add(1, Ordering::Relaxed));
+                let all = [
+                    (Kind::Get, &get, Request::new(front, "GET", "/empty/").http2()),
+                    (Kind::Post, &post, request(front, &key)),
+                ];
+                for (kind, client, request) in all {
+                    let client = client.clone();
+                    samples.push(tokio::spawn(async move {
+                        let answer = client.send(request).await.unwrap();
+                        let took = due.elapsed();
+                        let expected = if kind == Kind::Get { 503 } else { 200 };
+                        assert_eq!((answer.status, answer.is_replay()), (expected, false));
+                        Sample { kind, sent: due, took }
+                    }));
+                }
+            }
+            samples
+        });
+        Self { stop, sending }
+    }
+
+    async fn end(self) -> Vec<Sample> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut samples = Vec::new();
+        for sample in self.sending.await.unwrap() {
+            samples.push(sample.await.unwrap());
+        }
+        samples
+    }
+}
+
+fn request(front: SocketAddr, key: &str) -> Request {
+    Request::new(front, "POST", "/pay").key(key).caller("alice").json("{}").http2()
+}
+
+/// What is measured of one Envoy.
+struct Measured {
+    name: &'static str,
+    samples: Vec<(Phase, Sample)>,
+    /// From the release of the first until the last waiter had its answer, in each round.
+    let_go: Vec<Duration>,
+}
+
+/// One that lets crowds go.
+struct Subject<'a> {
+    name: &'static str,
+    envoy: &'a Envoy,
+    origin: &'a Origin,
+    /// All but one wait in the filter; without it, all are held by the origin.
+    filtered: bool,
+}
+
+impl Subject<'_> {
+    async fn measure(&self) -> Measured {
+        let mut measured = Measured { name: self.name, samples: Vec::new(), let_go: Vec::new() };
+        for round in 0..ROUNDS {
+            self.round(&format!("{}-{round}", self.name), &mut measured).await;
+        }
+        measured
+    }
+
+    async fn round(&self, key: &str, measured: &mut Measured) {
+        let front = self.envoy.front;
+        let others = Others::start(front).await;
+        tokio::time::sleep(OBSERVED).await;
+        let away = others.end().await.into_iter();
+        measured.samples.extend(away.map(|sample| (Phase::Away, sample)));
+
+        let held = request(front, key).header("x-origin-hold", key);
+        let executions = self.origin.executions();
+        let first = Crowd::send(front, [held.clone()]).await;
+        eventually("the first runs", async || self.origin.executions() > executions).await;
+        let crowd = std::thread::spawn({
+            let outcome = if self.filtered { "200 replayed" } else { "200" };
+            // The others' client and the origin do not have to wait for this one's tasks.
+            move || {
+                let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    Crowd::send(front, vec![held; NUMBER]).await.ends_in(&[(outcome, NUMBER)]).await
+                })
+            }
+        });
+        eventually("all wait", async || {
+            if self.filtered {
+                let waiters = self.envoy.stat("wasmcustom.idempotency_waiters").await;
+                waiters == Some(NUMBER as u64)
+            } else {
+                self.origin.executions() > executions + NUMBER
+            }
+        })
+        .await;
+        let others = Others::start(front).await;
+        tokio::time::sleep(OBSERVED).await;
+        let released = Instant::now();
+        self.origin.release(key);
+        let last = tokio::task::spawn_blocking(|| crowd.join().unwrap()).await.unwrap();
+        first.ends_in(&[("200", 1)]).await;
+        measured.let_go.push(last - released);
+        for sample in others.end().await {
+            let phase = if sample.sent < released { Phase::Waits } else { Phase::LetGo };
+            // It has nothing to do with those that came when all was over.
+            if sample.sent < last {
+                measured.samples.push((phase, sample));
+            }
+        }
+    }
+}
+
+/// Measures and prints.
+pub(super) async fn run() {
+    let rules = json!({ "rules": [{
+        "name": "pay", "match": { "path": "/pay" },
+        "key": [ { "key_header": "idempotency-key" } ], "caller": { "header": "authorization" },
+        "ongoing": { "wait": { "max": "2m" } } }] });
+    let memory = Deployment::start(Store::Memory, &rules, roomy).await;
+    let redis = Deployment::start(Store::Redis, &rules, roomy).await;
+    let origin = Origin::start().await;
+    let port = origin.address.port();
+    let plain = Envoy::start(roomy(Bootstrap::demo()).without_filter().origin(port)).await;
+    let subjects = [
+        Subject { name: "no filter", envoy: &plain, origin: &origin, filtered: false },
+        Subject { name: "memory", envoy: memory.envoy(), origin: &memory.origin, filtered: true },
+        Subject { name: "Redis", envoy: redis.envoy(), origin: &redis.origin, filtered: true },
+    ];
+    println!(
+        "{ROUNDS} rounds; one worker; a crowd of {NUMBER} on HTTP/2; besides, every {} ms, a GET that Envoy \
+         answers by itself and a POST of its own key\n",
+        PAUSE.as_millis()
+    );
+    println!(
+        "{:<11}{:<14}{:<6}{:>9}{:>10}{:>10}{:>10}{:>8}",
+        "", "crowd", "other", "requests", "p50 in µs", "p99", "longest", "ratio"
+    );
+    for subject in subjects {
+        print(&subject.measure().await);
+    }
+    println!("\nA ratio is of p99, to the line of that kind without a crowd.");
+}
+
+fn print(measured: &Measured) {
+    for kind in [Kind::Get, Kind::Post] {
+        let alone = quantile(&took(measured, Phase::Away, kind), 99);
+        for phase in Phase::ALL {
+            let took = took(measured, phase, kind);
+            let ratio = quantile(&took, 99).as_secs_f64() / alone.as_secs_f64();
+            println!(
+                "{:<11}{:<14}{:<6}{:>9}{:>10}{:>10}{:>10}{ratio:>8.1}",
+                measured.name,
+                phase.name(),
+                if kind == Kind::Get { "GET" } else { "POST" },
+                took.len(),
+                quantile(&took, 50).as_micros(),
+                quantile(&took, 99).as_micros(),
+                quantile(&took, 100).as_micros(),
+            );
+        }
+    }
+    let mut let_go = measured.let_go.clone();
+    let_go.sort();
+    let median = quantile(&let_go, 50);
+    println!(
+        "{:<11}the last of the crowd has its answer after {} ms: {:.0} a second\n",
+        measured.name,
+        median.as_millis(),
+        NUMBER as f64 / median.as_secs_f64()
+    );
+}
+
+/// In order.
+fn took(measured: &Measured, phase: Phase, kind: Kind) -> Vec<Duration> {
+    let samples = measured.samples.iter();
+    let samples = samples.filter(|(during, sample)| *during == phase && sample.kind == kind);
+    let mut took: Vec<_> = samples.map(|(_, sample)| sample.took).collect();
+    took.sort();
+    took
+}
+
+/// Of durations in order; zero if there is none.
+fn quantile(took: &[Duration], percent: usize) -> Duration {
+    let last = took.len().saturating_sub(1);
+    took.get((took.len() * percent / 100).min(last)).copied().unwrap_or_default()
+}

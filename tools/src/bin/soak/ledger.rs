@@ -1,0 +1,201 @@
+//! What the origin has run under each key, and whether it may.
+
+use super::UNKNOWN_TTL;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Redis counts whole milliseconds of a clock that may be slewed; a doubt may seem shorter by so much.
+const SLEW: Duration = Duration::from_millis(20);
+
+/// What is seen so soon after a loss may stem from before it: a claim that was on its way to the origin, a
+/// copy that an Envoy replays for its `local.ttl`.
+const AFTERMATH: Duration = Duration::from_secs(3);
+
+/// What becomes of an execution. The request that runs brings it along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// 200.
+    Answer,
+    /// 429.
+    Refuse,
+    /// The origin closes the connection before its answer.
+    DieBefore,
+    /// … in the middle of it.
+    DieMiddle,
+    /// 200, for a client that leaves, if it is not answered first.
+    Leave,
+}
+
+impl Fate {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Answer, Self::Refuse, Self::DieBefore, Self::DieMiddle, Self::Leave];
+
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::Refuse => "refuse",
+            Self::DieBefore => "die-before",
+            Self::DieMiddle => "die-middle",
+            Self::Leave => "leave",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Execution {
+    number: u64,
+    fate: Fate,
+    attempt: u32,
+    began: Instant,
+    /// `None`: it is running.
+    ended: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    /// The one that began last.
+    last: Option<Execution>,
+    running: u32,
+    /// The execution whose answer is the key's, and when that was known.
+    answer: Option<(u64, Instant)>,
+}
+
+impl Account {
+    /// Why no execution may begin; `None` if one may.
+    fn forbids(&self, attempt: u32, now: Instant) -> Option<&'static str> {
+        if attempt == 0 {
+            return Some("began past the filter");
+        }
+        let last = self.last.as_ref()?;
+        let (0, Some(ended)) = (self.running, last.ended) else {
+            return Some("began while another was running");
+        };
+        if self.answer.is_some() {
+            return Some("began although the key was answered");
+        }
+        let doubted = match last.fate {
+            Fate::Refuse => return None,
+            // Its end has answered the key.
+            Fate::Answer => return Some("began although the key was answered"),
+            Fate::DieBefore | Fate::DieMiddle => ended,
+            Fate::Leave => last.began,
+        };
+        if now + SLEW < doubted + UNKNOWN_TTL {
+            return Some("began before a doubt was over");
+        }
+        (attempt <= last.attempt).then_some("began after a doubt as if it were the first")
+    }
+}
+
+/// Figures of the whole run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) executions: u64,
+    pub(super) after_release: u64,
+    pub(super) after_doubt: u64,
+    pub(super) after_loss: u64,
+    pub(super) most_at_once: u32,
+    pub(super) violations: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    accounts: HashMap<u64, Account>,
+    totals: Totals,
+    /// Redis last forgot everything.
+    forgotten: Option<Instant>,
+}
+
+impl Inner {
+    /// Whether what was so at this time may be forgotten.
+    fn is_forgotten(&self, since: Instant) -> bool {
+        self.forgotten.is_some_and(|forgotten| since < forgotten + AFTERMATH)
+    }
+
+    fn violation(&mut self, key: u64, number: u64, what: &str) {
+        self.totals.violations.push(format!("key {key}: execution {number} {what}"));
+    }
+}
+
+/// What has run under each key: one ledger, since the origin is one.
+#[derive(Debug, Default)]
+pub(super) struct Ledger(Mutex<Inner>);
+
+impl Ledger {
+    /// An execution begins; its number. An attempt of 0 is none that the filter told of.
+    pub(super) fn begins(&self, key: u64, fate: Fate, attempt: u32, now: Instant) -> u64 {
+        let mut inner = self.0.lock().unwrap();
+        inner.totals.executions += 1;
+        let number = inner.totals.executions;
+        let mut account = inner.accounts.remove(&key).unwrap_or_default();
+        let forbidden = account.forbids(attempt, now);
+        let last = account.last.as_ref();
+        let forgotten = last.is_some_and(|last| inner.is_forgotten(last.began));
+        match (forbidden, last) {
+            (None, None) => {}
+            (None, Some(last)) if last.fate == Fate::Refuse => inner.totals.after_release += 1,
+            (None, Some(_)) => inner.totals.after_doubt += 1,
+            (Some(_), _) if forgotten => {
+                inner.totals.after_loss += 1;
+                account.answer = None;
+            }
+            (Some(why), None) => inner.violation(key, number, why),
+            (Some(why), Some(last)) => {
+                let earlier = now.duration_since(last.began).as_millis();
+                let (before, fate) = (last.number, last.fate.word());
+                let what = format!("{why}; {before} ({fate}) had begun {earlier} ms before");
+                inner.violation(key, number, &what);
+            }
+        }
+        account.running += 1;
+        inner.totals.most_at_once = inner.totals.most_at_once.max(account.running);
+        account.last = Some(Execution { number, fate, attempt, began: now, ended: None });
+        inner.accounts.insert(key, account);
+        number
+    }
+
+    /// An execution has come to its end.
+    pub(super) fn ends(&self, key: u64, number: u64, fate: Fate, now: Instant) {
+        {
+            let mut inner = self.0.lock().unwrap();
+            let Some(account) = inner.accounts.get_mut(&key) else { return };
+            account.running -= 1;
+            if let Some(last) = account.last.as_mut().filter(|last| last.number == number) {
+                last.ended = Some(now);
+            }
+        }
+        if fate == Fate::Answer {
+            self.answered(key, number, now);
+        }
+    }
+
+    /// A client has this execution's answer, or is sure to get it.
+    pub(super) fn answered(&self, key: u64, number: u64, now: Instant) {
+        let mut inner = self.0.lock().unwrap();
+        let account = inner.accounts.entry(key).or_default();
+        match account.answer {
+            None => account.answer = Some((number, now)),
+            Some((answer, _)) if answer == number => {}
+            Some((answer, known)) => {
+                let began = account.last.as_ref().map_or(known, |last| last.began);
+                if !inner.is_forgotten(known.min(began)) {
+                    inner.violation(key, number, &format!("answered a key that {answer} had"));
+                }
+            }
+        }
+    }
+
+    /// Redis is about to forget everything.
+    pub(super) fn forgotten(&self, now: Instant) {
+        self.0.lock().unwrap().forgotten = Some(now);
+    }
+
+    pub(super) fn executions(&self) -> u64 {
+        self.0.lock().unwrap().totals.executions
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.0.lock().unwrap().totals.clone()
+    }
+}
