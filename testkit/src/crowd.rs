@@ -55,7 +55,7 @@ impl Crowd {
     }
 
     /// How many were sent.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.tasks.len()
     }
 

@@ -3,36 +3,11 @@ use crate::key::Fingerprint;
 use crate::record::codec;
 use crate::record::{Kept, Record, State, Token};
 use crate::store::redis::{Settings, Transport};
-use crate::store::shared_data::{Capacity, INSERT, SharedDataError};
+use crate::store::shared_data::Capacity;
+use crate::store::shared_data::map::Map;
 use crate::time::WallTime;
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
-use std::cell::RefCell;
-use std::rc::Rc;
-
-/// Envoy's shared data, as a map.
-#[derive(Clone, Debug, Default)]
-struct Map(Rc<RefCell<HashMap<String, (Vec<u8>, u32)>>>);
-
-impl SharedData for Map {
-    fn load(&self, key: &str) -> (Option<Vec<u8>>, Option<u32>) {
-        match self.0.borrow().get(key) {
-            Some((value, cas)) => ((!value.is_empty()).then(|| value.clone()), Some(*cas)),
-            None => (None, None),
-        }
-    }
-
-    fn store(&self, key: &str, value: &[u8], cas: u32) -> Result<(), SharedDataError> {
-        let mut values = self.0.borrow_mut();
-        let next = match values.get(key) {
-            Some((_, version)) if *version == cas => version + 1,
-            None if cas == INSERT => 1,
-            Some(_) | None => return Err(SharedDataError::CasMismatch),
-        };
-        values.insert(key.to_owned(), (value.to_vec(), next));
-        Ok(())
-    }
-}
 
 const TIMEOUT: Duration = Duration::from_millis(250);
 const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
@@ -117,7 +92,16 @@ impl World {
                     self.front.handle(Fact::Listening, at(millis));
                 }
                 Order::Wake(key) | Order::WakeAskers(key) => self.woken.push(key),
-                _ => {}
+                Order::Listen
+                | Order::Open(_)
+                | Order::Write(Line::Channels, _)
+                | Order::Close(_)
+                | Order::Call(..)
+                | Order::WakeHere(_)
+                | Order::Count(..)
+                | Order::Took(_)
+                | Order::Warn(_)
+                | Order::WarnOnce(_) => {}
             }
         }
     }
@@ -142,13 +126,11 @@ impl World {
         while let Some((frame, length)) = decode(&self.written).unwrap() {
             self.written.drain(..length);
             let OwnedFrame::Array(parts) = frame else { panic!("no command") };
-            let parts: Vec<Vec<u8>> = parts
-                .into_iter()
-                .map(|part| match part {
-                    OwnedFrame::BulkString(part) => part,
-                    other => panic!("{other:?}"),
-                })
-                .collect();
+            let part = |part: OwnedFrame| {
+                let OwnedFrame::BulkString(part) = part else { panic!("no part: {part:?}") };
+                part
+            };
+            let parts: Vec<Vec<u8>> = parts.into_iter().map(part).collect();
             asked.push(match parts[0].as_slice() {
                 b"CONFIG" => (b'C', 0),
                 form => {

@@ -11,9 +11,12 @@ pub(super) type Frame = OwnedFrame;
 /// taken for broken, and memory stays bounded.
 const LONGEST_FRAME: usize = 16 * 1024 * 1024;
 
-/// The longest array there is reason for: a message of publish/subscribe, whose longest part is a channel's
-/// name. It also bounds how deep arrays can nest, which the decoder follows by recursion.
-const LONGEST_ARRAY: usize = 1024;
+/// The longest array there is reason for, in bytes: what redis_proxy makes of `CONFIG GET` with a thousand
+/// shards, 41 bytes each.
+const LONGEST_ARRAY: usize = 64 * 1024;
+
+/// The longest line there is reason for: a number, or the text of an error.
+const LONGEST_LINE: usize = 1024;
 
 /// What a stream holds is no RESP2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,9 @@ impl Decoder {
         let is_array = rest.first() == Some(&b'*');
         let longest = if is_array { LONGEST_ARRAY } else { LONGEST_FRAME };
         let seen = rest.get(..longest).unwrap_or(rest);
+        if is_array && has_array_inside(seen)? {
+            return Err(Broken);
+        }
         match decode(seen) {
             Ok(Some((frame, length))) => {
                 self.read = self.read.saturating_add(length);
@@ -51,6 +57,50 @@ impl Decoder {
             Err(_) => Err(Broken),
         }
     }
+}
+
+/// Whether an array's parts, as far as they have come, are arrays in turn. No reply to a command of ours has
+/// any, and the decoder would follow them by recursion, as deep as somebody likes.
+fn has_array_inside(array: &[u8]) -> Result<bool, Broken> {
+    let Some(Line { text, mut rest }) = line(array)? else { return Ok(false) };
+    for _ in 0..number(text).unwrap_or(0) {
+        rest = match rest.first() {
+            None => return Ok(false),
+            Some(b'*') => return Ok(true),
+            Some(b'$') => {
+                let Some(Line { text, rest }) = line(rest)? else { return Ok(false) };
+                // Null, of length -1, has no bytes and no end of line.
+                let skipped = number(text).map_or(0, |length| length.saturating_add(2));
+                let Some(rest) = rest.get(skipped..) else { return Ok(false) };
+                rest
+            }
+            Some(_) => {
+                let Some(Line { rest, .. }) = line(rest)? else { return Ok(false) };
+                rest
+            }
+        };
+    }
+    Ok(false)
+}
+
+fn number(text: &[u8]) -> Option<usize> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// A line without its first byte, and what follows it.
+struct Line<'a> {
+    text: &'a [u8],
+    rest: &'a [u8],
+}
+
+/// The first line of these bytes; `None` until it is whole.
+fn line(bytes: &[u8]) -> Result<Option<Line<'_>>, Broken> {
+    let end = bytes.windows(2).take(LONGEST_LINE).position(|pair| pair == b"\r\n");
+    let Some(end) = end else {
+        return if bytes.len() > LONGEST_LINE { Err(Broken) } else { Ok(None) };
+    };
+    let line = bytes.get(1..end).zip(bytes.get(end.saturating_add(2)..));
+    Ok(line.map(|(text, rest)| Line { text, rest }))
 }
 
 /// Writes a command behind what is in `out`.
@@ -100,14 +150,41 @@ mod tests {
         decoder.push(b"*100000\r\n");
         decoder.push(&b"$1\r\na\r\n".repeat(LONGEST_ARRAY));
         assert_eq!(decoder.next(), Err(Broken));
-        let mut nested = Decoder::default();
-        nested.push(&b"*1\r\n".repeat(1_000_000));
-        assert_eq!(nested.next(), Err(Broken));
+        let mut endless = Decoder::default();
+        endless.push(b"*1");
+        endless.push(&vec![b'1'; 2 * LONGEST_LINE]);
+        assert_eq!(endless.next(), Err(Broken));
+        for times in [2, 1_000_000] {
+            let mut nested = Decoder::default();
+            nested.push(&b"*1\r\n".repeat(times));
+            assert_eq!(nested.next(), Err(Broken));
+        }
+        let mut late = Decoder::default();
+        late.push(b"*4\r\n$1\r\na\r\n$-1\r\n:1\r\n*1\r\n");
+        assert_eq!(late.next(), Err(Broken));
         let mut long = Decoder::default();
         long.push(b"$999999999\r\n");
         assert_eq!(long.next(), Ok(None));
         long.push(&vec![b'a'; LONGEST_FRAME]);
         assert_eq!(long.next(), Err(Broken));
+    }
+
+    #[test]
+    fn redis_proxy_joins_the_replies_of_a_thousand_shards() {
+        let shard = b"$16\r\nmaxmemory-policy\r\n$10\r\nnoeviction\r\n";
+        for shards in [1, 26, 1_000] {
+            let stream =
+                [format!("*{}\r\n", 2 * shards).as_bytes(), &shard.repeat(shards)].concat();
+            let mut decoder = Decoder::default();
+            // In pieces, as they come.
+            let mut frames = Vec::new();
+            for piece in stream.chunks(16 * 1024) {
+                decoder.push(piece);
+                frames.extend(decoder.next().unwrap());
+            }
+            let [Frame::Array(parts)] = &frames[..] else { panic!("{shards}: {frames:?}") };
+            assert_eq!(parts.len(), 2 * shards);
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod bucket;
 mod entry;
 mod geometry;
+#[cfg(test)]
+pub(crate) mod map;
 
 pub use entry::{Asking, Kind, Knowledge, Known, Wake};
 pub use geometry::{Capacity, TooManyEntries};

@@ -1,40 +1,9 @@
 use super::*;
 use crate::key::Fingerprint;
 use crate::record::Answer;
-use crate::store::shared_data::{Capacity, INSERT, SharedDataError};
+use crate::store::shared_data::Capacity;
+use crate::store::shared_data::map::Map;
 use crate::time::WallTime;
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-
-/// Envoy's shared data, as a map: values with their versions.
-#[derive(Debug, Default)]
-struct Map {
-    values: RefCell<HashMap<String, (Vec<u8>, u32)>>,
-    broken: Cell<bool>,
-}
-
-impl SharedData for &Map {
-    fn load(&self, key: &str) -> (Option<Vec<u8>>, Option<u32>) {
-        match self.values.borrow().get(key) {
-            Some((value, cas)) => ((!value.is_empty()).then(|| value.clone()), Some(*cas)),
-            None => (None, None),
-        }
-    }
-
-    fn store(&self, key: &str, value: &[u8], cas: u32) -> Result<(), SharedDataError> {
-        if self.broken.get() {
-            return Err(SharedDataError::Failed);
-        }
-        let mut values = self.values.borrow_mut();
-        let next = match values.get(key) {
-            Some((_, version)) if *version == cas => version + 1,
-            None if cas == INSERT => 1,
-            Some(_) | None => return Err(SharedDataError::CasMismatch),
-        };
-        values.insert(key.to_owned(), (value.to_vec(), next));
-        Ok(())
-    }
-}
 
 /// Of all requests but the one that differs.
 const SAME: Fingerprint = Fingerprint([9; 32]);
@@ -121,12 +90,12 @@ fn finished(until: u64, kept: Kept) -> Record {
     elsewhere(State::Finished { until: at(until), status: 201, kept })
 }
 
-fn tiers(map: &Map) -> Tiers<&Map> {
-    Tiers::new(MemoryStore::open(map, "test", CAPACITY).unwrap(), COPY, TIMEOUT)
+fn tiers(map: &Map) -> Tiers<Map> {
+    Tiers::new(MemoryStore::open(map.clone(), "test", CAPACITY).unwrap(), COPY, TIMEOUT)
 }
 
 /// The record that a claim is answered by without the shared store; `None` if that is asked.
-fn known(tiers: &Tiers<&Map>, claim: &Command, millis: u64) -> Option<Record> {
+fn known(tiers: &Tiers<Map>, claim: &Command, millis: u64) -> Option<Record> {
     match tiers.begin(claim, at(millis)) {
         Begun::Answered(record) => Some(record),
         Begun::Undecided(until) => panic!("somebody asks, until {until:?}"),
@@ -135,7 +104,7 @@ fn known(tiers: &Tiers<&Map>, claim: &Command, millis: u64) -> Option<Record> {
 }
 
 /// Until when a claim waits for another's question; `None` if it does not.
-fn undecided(tiers: &Tiers<&Map>, claim: &Command, millis: u64) -> Option<Timestamp> {
+fn undecided(tiers: &Tiers<Map>, claim: &Command, millis: u64) -> Option<Timestamp> {
     match tiers.begin(claim, at(millis)) {
         Begun::Undecided(until) => Some(until),
         Begun::Answered(_) | Begun::AskShared => None,
@@ -144,7 +113,7 @@ fn undecided(tiers: &Tiers<&Map>, claim: &Command, millis: u64) -> Option<Timest
 
 /// The claim asks the shared store, and gets this reply.
 fn asks(
-    tiers: &Tiers<&Map>,
+    tiers: &Tiers<Map>,
     claim: &Command,
     reply: Result<Reply, StoreError>,
     millis: u64,
@@ -158,7 +127,7 @@ fn plain(reply: Result<Reply, StoreError>, wake: bool) -> Concluded {
 }
 
 /// Number 1 runs here, as its third attempt.
-fn running(map: &Map) -> Tiers<&Map> {
+fn running(map: &Map) -> Tiers<Map> {
     let tiers = tiers(map);
     let concluded = asks(&tiers, &claim(1), Ok(Reply::Claimed { attempt: 3 }), 0);
     let wanted = plain(Ok(Reply::Claimed { attempt: 3 }), false);
@@ -167,7 +136,7 @@ fn running(map: &Map) -> Tiers<&Map> {
 }
 
 /// The shared store has told of this record elsewhere, at 0.
-fn told(map: &Map, record: Record) -> Tiers<&Map> {
+fn told(map: &Map, record: Record) -> Tiers<Map> {
     let tiers = tiers(map);
     asks(&tiers, &claim(1), Ok(Reply::Exists(record)), 0);
     tiers
@@ -607,7 +576,7 @@ fn a_table_that_cannot_be_written_refuses_nobody() {
 }
 
 /// What must still be known when the shared store has failed: it decides then.
-fn local_only_says(tiers: &Tiers<&Map>, millis: u64) -> Reply {
+fn local_only_says(tiers: &Tiers<Map>, millis: u64) -> Reply {
     tiers.local_only(&claim(50), at(millis)).unwrap().reply
 }
 

@@ -84,7 +84,7 @@ impl Scene {
         // With Redis, a worker has no more than 1,024 commands under way.
         for some in requests.chunks(500) {
             crowd.add(some.to_vec());
-            self.run(crowd.len()).await;
+            self.run(crowd.size()).await;
         }
         crowd
     }
