@@ -32,7 +32,7 @@ use faults::{Faults, Totals};
 use world::World;
 
 /// Seeds a fault is tried with, of each store. A run takes milliseconds.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 200;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()

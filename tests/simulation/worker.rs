@@ -57,6 +57,8 @@ pub struct Worker {
     /// It is told of messages of the other workers.
     pub listens: bool,
     pub tick_at: Option<u64>,
+    /// When a reply has told it what Redis's clock is at.
+    pub clock_known_at: Option<u64>,
     /// VMs that this worker had before.
     pub generation: u64,
 }
@@ -84,6 +86,7 @@ impl Worker {
             opened: 0,
             listens: false,
             tick_at: None,
+            clock_known_at: None,
             generation: 0,
         }
     }

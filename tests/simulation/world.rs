@@ -4,13 +4,13 @@ use crate::faults::{Faults, RULES, Rule, Totals, config};
 use crate::ledger::{Ledger, Operation};
 use crate::random::Random;
 use crate::redis::{self, Redis};
-use crate::worker::{Connection, SHARE, Shared, StreamRequest, Worker};
+use crate::worker::{Connection, SHARE, Shared, StreamRequest, TIMEOUT_MILLIS, Worker};
 use envoy_idempotency::config::Config;
 use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::front::{self, Fact};
-use envoy_idempotency::store::life::Verdict;
+use envoy_idempotency::store::life::{Change, Verdict};
 use envoy_idempotency::store::redis::Line;
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::telemetry::{Counter, Outcome};
@@ -101,6 +101,8 @@ struct Stream {
     ending: Ending,
     millis_at_origin: u64,
     token: Token,
+    /// When it asked its store for a claim last.
+    asked_at: u64,
     executing: bool,
     /// The worker's own request, if the execution is detached.
     sent: Option<Question>,
@@ -313,6 +315,13 @@ impl World {
             Event::ToRedis { connection, bytes } => self.arrive_at_redis(connection, bytes),
             Event::FromRedis { connection, bytes } => {
                 if self.is_current(connection) && !self.broken.contains_key(&connection) {
+                    // A reply to a claim says what Redis's clock is at; those are longer than others.
+                    if connection.line == Line::Commands
+                        && bytes.starts_with(b"$")
+                        && bytes.len() > 16
+                    {
+                        self.workers[connection.worker].clock_known_at.get_or_insert(self.now);
+                    }
                     self.workers[connection.worker].budget.renew();
                     self.fact(connection.worker, Fact::Received(connection.line, &bytes));
                     self.root_callback(connection.worker);
@@ -584,6 +593,7 @@ impl World {
             }
             if let Some(done) = &ran.done {
                 self.tell(|| format!("Redis: {:?} -> {:?}", done.command, done.verdict));
+                self.check_in_time(connection.worker, done);
                 self.ledger.redis_did(&done.command, &done.verdict, self.now);
                 self.count(&done.command, &done.verdict);
             }
@@ -613,6 +623,26 @@ impl World {
                 self.answer_from_redis(connection, ran.reply);
             }
         }
+    }
+
+    /// Redis takes no claim that its sender has given up: it would be nobody's, and then unknown.
+    fn check_in_time(&self, worker: usize, done: &redis::Done) {
+        if !matches!(done.verdict, Verdict::Claimed { change: Change::Put(_), .. }) {
+            return;
+        }
+        let token = done.command.token();
+        let sender = self.streams.iter().find(|stream| stream.token == token);
+        let asked_at = sender.map_or(0, |sender| sender.asked_at);
+        // It may have waited for another's question before it was sent.
+        let until = asked_at + 2 * TIMEOUT_MILLIS;
+        let knows_the_clock = self.workers[worker].clock_known_at.is_some_and(|at| at < asked_at);
+        let exempt =
+            !knows_the_clock || self.faults.redis_clock_steps || self.faults.worker_freezes;
+        assert!(
+            self.now <= until || exempt,
+            "{token:?} gets its claim at {}, and has given up at {until}",
+            self.now
+        );
     }
 
     fn answer_from_redis(&mut self, connection: Connection, bytes: Vec<u8>) {
@@ -659,6 +689,7 @@ impl World {
             ending,
             millis_at_origin,
             token,
+            asked_at: 0,
             executing: false,
             sent: None,
             end_held: false,
@@ -774,6 +805,9 @@ impl World {
         let now = self.time(worker);
         match order {
             Order::Ask(question, command) => {
+                if matches!(command, Command::Claim { .. }) {
+                    self.streams[stream].asked_at = self.now;
+                }
                 self.owner_asks(stream, &command);
                 let request: StreamRequest = (stream, question);
                 let reply = self.workers[worker].front.ask(request, command, now)?;
