@@ -6,7 +6,7 @@ use super::server::{Server, Target};
 use clap::Args;
 use envoy_idempotency::record::codec::{self, TOKEN};
 use envoy_idempotency::record::{Head, Kept, Record, State};
-use envoy_idempotency::store::life;
+use envoy_idempotency::store::transitions;
 use envoy_idempotency::time::{Timestamp, WallTime};
 use serde_json::Value;
 use std::io::{BufRead, IsTerminal, Write};
@@ -129,7 +129,7 @@ enum Standing {
 
 /// By the rules that every store goes by.
 fn standing(head: &Head, now: Timestamp) -> Standing {
-    match life::as_it_stands(head, now).map(|head| head.state) {
+    match transitions::as_it_stands(head, now).map(|head| head.state) {
         Some(State::Ongoing { .. }) => Standing::Ongoing,
         Some(State::Unknown { until }) => Standing::Unknown(until),
         Some(State::Finished { .. }) => Standing::Finished,

@@ -6,7 +6,7 @@
 
 use super::abi::{self, Direction, Failure};
 use super::logging;
-use crate::store::redis::framing::{Unframer, head};
+use crate::store::redis::framing::{GrpcDeframer, head};
 use crate::telemetry::Incident;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
@@ -14,14 +14,14 @@ use proxy_wasm::types::Action;
 /// One connection.
 #[derive(Debug, Default)]
 pub(super) struct Bridge {
-    unframer: Unframer,
+    deframer: GrpcDeframer,
 }
 
 impl Context for Bridge {}
 
 impl HttpContext for Bridge {
     fn on_http_request_body(&mut self, size: usize, _: bool) -> Action {
-        let bare = self.unframer.strip(&abi::body(Direction::Request, 0, size));
+        let bare = self.deframer.strip(&abi::body(Direction::Request, 0, size));
         told(abi::replace_body(Direction::Request, 0, size, &bare));
         Action::Continue
     }

@@ -4,7 +4,7 @@ use super::worker::StreamRequest;
 use super::{abi, logging};
 use crate::exchange::Fetched;
 use crate::schedule::Budget;
-use crate::store::redis::Ticket;
+use crate::store::redis::CommandId;
 use crate::telemetry::Incident;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
     /// A command to Redis, by way of Webdis.
-    Store(Ticket),
+    Store(CommandId),
     /// A stream's detached execution.
     Stream(StreamRequest),
 }

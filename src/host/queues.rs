@@ -12,7 +12,7 @@ use crate::time::Timestamp;
 use std::time::Duration;
 
 /// A queue whose worker has not shown itself for this long is forgotten: its worker is gone (its VM
-/// was replaced), and its queue would grow for ever. Long beside the pause between two signs of life,
+/// was replaced), and its queue would grow for ever. Long beside the pause between two signs of transitions,
 /// so that a worker that was merely busy is not cut off.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -71,7 +71,7 @@ impl Message {
     }
 }
 
-/// An entry of the list of queues: number and last sign of life, 4 and 8 bytes, big endian.
+/// An entry of the list of queues: number and last sign of transitions, 4 and 8 bytes, big endian.
 type Entry = (u32, Timestamp);
 const ENTRY_BYTES: usize = 12;
 

@@ -15,7 +15,7 @@
 //! and the host decides how many steps a callback takes.
 
 use super::coalesced::{Coalesced, Groups, Turn};
-use super::redis::{Call, Client, Event, Line, Ticket};
+use super::redis::{Call, Client, CommandId, Connection, Event};
 use super::shared_data::{Executed, MemoryStore, SharedData, Tally};
 use super::tiers::{Begun, Concluded, Tiers};
 use super::{Command, CommandKind, Reply, ReplyKind, StoreError};
@@ -45,8 +45,8 @@ struct Redis<S, R> {
     client: Client,
     groups: Groups<R>,
     /// Commands under way.
-    asked: HashMap<Ticket, Asked<R>>,
-    tickets: u64,
+    asked: HashMap<CommandId, Asked<R>>,
+    ids: u64,
     /// What has come from Redis and was not dealt with yet.
     come: VecDeque<Come>,
     /// The next step is one of a group's, if there is one.
@@ -62,7 +62,7 @@ struct Asked<R> {
 
 #[derive(Debug)]
 enum Come {
-    Replied(Ticket, Box<(Command, Result<Reply, StoreError>)>),
+    Replied(CommandId, Box<(Command, Result<Reply, StoreError>)>),
     Ended(Key),
 }
 
@@ -70,13 +70,13 @@ enum Come {
 #[derive(Clone, Copy, Debug)]
 pub enum Fact<'a> {
     /// A connection takes bytes.
-    Opened(Line),
+    Opened(Connection),
     /// Bytes have come.
-    Received(Line, &'a [u8]),
+    Received(Connection, &'a [u8]),
     /// A connection is gone, or could not be opened.
-    Closed(Line),
+    Closed(Connection),
     /// An HTTP call has its answer: status, 0 for none, and body.
-    Called(Ticket, u16, &'a [u8]),
+    Called(CommandId, u16, &'a [u8]),
     /// Another worker says that the claim on this key has ended.
     Ended(Key),
     /// Another worker says that a question on this key is answered.
@@ -93,13 +93,13 @@ pub enum Order<R> {
     /// This question is answered.
     Reply(R, Result<Reply, StoreError>),
     /// Open this connection; say [`Fact::Opened`] or [`Fact::Closed`] then.
-    Open(Line),
+    Open(Connection),
     /// Send these bytes on it.
-    Write(Line, Vec<u8>),
+    Write(Connection, Vec<u8>),
     /// Close it. No [`Fact::Closed`] is needed.
-    Close(Line),
+    Close(Connection),
     /// Make this HTTP call; say [`Fact::Called`] then.
-    Call(Ticket, Call),
+    Call(CommandId, Call),
     /// Say [`Fact::Ended`] to every worker of this Envoy, this one included.
     Wake(Key),
     /// Say [`Fact::Answered`] to every worker of this Envoy, this one included.
@@ -131,7 +131,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
             client,
             groups: Groups::new(timeout),
             asked: HashMap::new(),
-            tickets: 0,
+            ids: 0,
             come: VecDeque::new(),
             groups_next: false,
         };
@@ -246,10 +246,10 @@ type Orders<R> = VecDeque<Order<R>>;
 impl<S: SharedData, R: Copy> Redis<S, R> {
     fn handle(&mut self, fact: Fact<'_>, now: Timestamp) -> Vec<Event> {
         match fact {
-            Fact::Opened(line) => self.client.opened(line, now),
-            Fact::Received(line, bytes) => self.client.received(line, bytes, now),
-            Fact::Closed(line) => self.client.closed(line, now),
-            Fact::Called(ticket, status, body) => self.client.called(ticket, status, body, now),
+            Fact::Opened(connection) => self.client.opened(connection, now),
+            Fact::Received(connection, bytes) => self.client.received(connection, bytes, now),
+            Fact::Closed(connection) => self.client.closed(connection, now),
+            Fact::Called(id, status, body) => self.client.called(id, status, body, now),
             Fact::Tick => self.client.tick(now),
             Fact::Ended(key) | Fact::Answered(key) => {
                 self.groups.answered(key, false);
@@ -268,14 +268,16 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
     fn absorb(&mut self, events: Vec<Event>, orders: &mut Orders<R>) {
         for event in events {
             match event {
-                Event::Open(line) => orders.push_back(Order::Open(line)),
-                Event::Write(line, bytes) => orders.push_back(Order::Write(line, bytes)),
-                Event::Close(line) => orders.push_back(Order::Close(line)),
-                Event::Call(ticket, call) => orders.push_back(Order::Call(ticket, call)),
+                Event::Open(connection) => orders.push_back(Order::Open(connection)),
+                Event::Write(connection, bytes) => {
+                    orders.push_back(Order::Write(connection, bytes))
+                }
+                Event::Close(connection) => orders.push_back(Order::Close(connection)),
+                Event::Call(id, call) => orders.push_back(Order::Call(id, call)),
                 Event::Warn(text) => orders.push_back(Order::Warn(text)),
                 Event::WarnOnce(text) => orders.push_back(Order::WarnOnce(text)),
-                Event::Replied(ticket, command, reply) => {
-                    self.come.push_back(Come::Replied(ticket, Box::new((command, reply))));
+                Event::Replied(id, command, reply) => {
+                    self.come.push_back(Come::Replied(id, Box::new((command, reply))));
                 }
                 Event::Ended(key) => self.come.push_back(Come::Ended(key)),
             }
@@ -288,11 +290,10 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
             return true;
         }
         match self.come.pop_front() {
-            Some(Come::Replied(ticket, replied)) => {
+            Some(Come::Replied(id, replied)) => {
                 let (command, reply) = *replied;
                 self.groups_next = true;
-                if let Some((request, reply)) = self.conclude(ticket, &command, reply, now, orders)
-                {
+                if let Some((request, reply)) = self.conclude(id, &command, reply, now, orders) {
                     orders.push_back(Order::Reply(request, reply));
                 }
                 true
@@ -355,28 +356,27 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
         now: Timestamp,
         orders: &mut Orders<R>,
     ) -> Option<Result<Reply, StoreError>> {
-        self.tickets = self.tickets.wrapping_add(1);
-        let ticket = Ticket(self.tickets);
-        self.asked.insert(ticket, Asked { request, since: now });
-        let mut events = self.client.ask(ticket, command, now);
-        let own =
-            |event: &mut Event| matches!(event, Event::Replied(other, ..) if *other == ticket);
+        self.ids = self.ids.wrapping_add(1);
+        let id = CommandId(self.ids);
+        self.asked.insert(id, Asked { request, since: now });
+        let mut events = self.client.ask(id, command, now);
+        let own = |event: &mut Event| matches!(event, Event::Replied(other, ..) if *other == id);
         let refused = events.extract_if(.., own).next();
         self.absorb(events, orders);
-        let Some(Event::Replied(ticket, command, reply)) = refused else { return None };
-        self.conclude(ticket, &command, reply, now, orders).map(|(_, reply)| reply)
+        let Some(Event::Replied(id, command, reply)) = refused else { return None };
+        self.conclude(id, &command, reply, now, orders).map(|(_, reply)| reply)
     }
 
     /// Takes Redis's reply to a command: whose question it was, and what it comes to.
     fn conclude(
         &mut self,
-        ticket: Ticket,
+        id: CommandId,
         command: &Command,
         reply: Result<Reply, StoreError>,
         now: Timestamp,
         orders: &mut Orders<R>,
     ) -> Option<(R, Result<Reply, StoreError>)> {
-        let Asked { request, since } = self.asked.remove(&ticket)?;
+        let Asked { request, since } = self.asked.remove(&id)?;
         if reply.is_ok() {
             // What fails is counted elsewhere: at once, or after the time-out, it says nothing of Redis.
             orders.push_back(Order::Took(since.until(now)));

@@ -2,10 +2,10 @@
 
 pub mod coalesced;
 pub mod front;
-pub mod life;
 pub mod redis;
 pub mod shared_data;
 pub mod tiers;
+pub mod transitions;
 
 use crate::key::{Fingerprint, Key};
 use crate::record::{Kept, Record, Token};

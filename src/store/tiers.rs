@@ -16,11 +16,11 @@
 //!
 //! Claim here, then there; end it there, then here: a failure in between leaves the stricter state.
 
-use super::life::{self, Change, Verdict};
 use super::shared_data::{
     Asking, Executed, Judged, Kind, Knowledge, Known, Looked, MemoryStore, Put, Said, Says,
     SharedData, Tally, Wake,
 };
+use super::transitions::{self, Change, Verdict};
 use super::{Command, Reply, StoreError};
 use crate::key::Key;
 use crate::record::{Answer, Head, Kept, Record, State, Token};
@@ -145,7 +145,7 @@ impl<S: SharedData> Tiers<S> {
     /// What is known, if it is good enough for a claim that `waits` or does not.
     fn good_enough(&self, knowledge: &Knowledge, waits: bool, now: Timestamp) -> Option<Head> {
         let known = knowledge.known.as_ref()?;
-        let head = life::as_it_stands(&known.head, now)?;
+        let head = transitions::as_it_stands(&known.head, now)?;
         match (known.kind, &head.state) {
             // A lapsed lease may have been taken over elsewhere.
             (Kind::Own, State::Unknown { .. }) => None,
@@ -335,7 +335,7 @@ impl<S: SharedData> Tiers<S> {
                 | Command::Complete { .. }
                 | Command::Release { .. } => known.kind,
             };
-            match life::apply(Some(&known.head), command, now) {
+            match transitions::apply(Some(&known.head), command, now) {
                 Verdict::Done(Change::Put(head)) => {
                     Some(Known { kind, head, seen_at: now, since: known.since })
                 }
@@ -419,7 +419,7 @@ fn decided_here(knowledge: &Knowledge, now: Timestamp) -> Option<(&Known, Head)>
         Kind::Own => matches!(known.head.state, State::Finished { .. }),
         Kind::Snapshot | Kind::Cached => false,
     };
-    let head = life::as_it_stands(&known.head, now)?;
+    let head = transitions::as_it_stands(&known.head, now)?;
     decided.then_some((known, head))
 }
 

@@ -2,7 +2,7 @@
 
 use super::store_contract;
 use envoy_idempotency::record::codec::{DEADLINE, HEAD_LEN};
-use envoy_idempotency::store::redis::{Client, Event, Line, Settings, Ticket, Transport};
+use envoy_idempotency::store::redis::{Client, CommandId, Connection, Event, Settings, Transport};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::time::Timestamp;
 use std::cell::{Cell, RefCell};
@@ -94,17 +94,17 @@ impl Store {
         for command in commands {
             let ticket = self.asked.get();
             self.asked.set(ticket + 1);
-            events.extend(self.client.borrow_mut().ask(Ticket(ticket), command, now()));
+            events.extend(self.client.borrow_mut().ask(CommandId(ticket), command, now()));
         }
         while replies.iter().any(Option::is_none) {
             while let Some(event) = events.pop_front() {
                 match event {
-                    Event::Open(Line::Commands) => {
+                    Event::Open(Connection::Commands) => {
                         *self.socket.borrow_mut() = Some(self.connect());
-                        let more = self.client.borrow_mut().opened(Line::Commands, now());
+                        let more = self.client.borrow_mut().opened(Connection::Commands, now());
                         events.extend(more);
                     }
-                    Event::Write(Line::Commands, bytes) => {
+                    Event::Write(Connection::Commands, bytes) => {
                         self.socket.borrow_mut().as_mut().unwrap().write_all(&bytes).unwrap();
                     }
                     Event::Replied(ticket, _, reply) => {
@@ -120,8 +120,11 @@ impl Store {
                 let mut bytes = [0; 4096];
                 let length = self.socket.borrow_mut().as_mut().unwrap().read(&mut bytes).unwrap();
                 assert!(length > 0, "Redis has closed the connection");
-                let more =
-                    self.client.borrow_mut().received(Line::Commands, &bytes[..length], now());
+                let more = self.client.borrow_mut().received(
+                    Connection::Commands,
+                    &bytes[..length],
+                    now(),
+                );
                 events.extend(more);
             }
         }

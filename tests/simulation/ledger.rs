@@ -3,7 +3,7 @@
 use crate::faults::Rule;
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::Command;
-use envoy_idempotency::store::life::{Change, Verdict};
+use envoy_idempotency::store::transitions::{Change, Verdict};
 
 /// A rule and an id.
 pub type Operation = (usize, u64);

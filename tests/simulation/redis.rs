@@ -4,7 +4,7 @@ use envoy_idempotency::key::Key;
 use envoy_idempotency::record::codec;
 use envoy_idempotency::record::{Kept, Record, State, Token};
 use envoy_idempotency::store::Command;
-use envoy_idempotency::store::life::{self, Change, Verdict};
+use envoy_idempotency::store::transitions::{self, Change, Verdict};
 use envoy_idempotency::time::{Timestamp, WallTime};
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
@@ -169,7 +169,7 @@ impl Redis {
 
     fn transition(&mut self, name: &[u8], command: Command, not_after: u64, now: u64) -> Ran {
         let head = self.records.get(name).map(Record::head);
-        let verdict = life::apply(head.as_ref(), &command, Timestamp::from_millis(now));
+        let verdict = transitions::apply(head.as_ref(), &command, Timestamp::from_millis(now));
         let is_new = matches!(verdict, Verdict::Claimed { change: Change::Put(_), .. });
         let tag = &command.token().0[..4];
         let time = now.to_be_bytes();

@@ -3,7 +3,7 @@
 use envoy_idempotency::exchange::Question;
 use envoy_idempotency::schedule::{Budget, Timers, Waiters};
 use envoy_idempotency::store::front::Front;
-use envoy_idempotency::store::redis::{Client, Line, Settings, Transport};
+use envoy_idempotency::store::redis::{Client, Connection, Settings, Transport};
 use envoy_idempotency::store::shared_data::{Capacity, MemoryStore, SharedData, SharedDataError};
 use envoy_idempotency::store::tiers::Tiers;
 use std::collections::{HashMap, VecDeque};
@@ -38,9 +38,9 @@ pub type StreamRequest = (usize, Question);
 
 /// A connection to Redis, as the worker has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Connection {
+pub struct Socket {
     pub worker: usize,
-    pub line: Line,
+    pub line: Connection,
     /// Those of one line differ by it.
     pub number: u64,
 }
@@ -52,7 +52,7 @@ pub struct Worker {
     pub timers: Timers,
     pub budget: Budget,
     pub fetched: VecDeque<(usize, Question, crate::world::Ending)>,
-    pub connections: HashMap<Line, u64>,
+    pub connections: HashMap<Connection, u64>,
     pub opened: u64,
     /// It is told of messages of the other workers.
     pub listens: bool,

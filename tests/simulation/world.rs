@@ -4,14 +4,14 @@ use crate::faults::{Faults, RULES, Rule, Totals, config};
 use crate::ledger::{Ledger, Operation};
 use crate::random::Random;
 use crate::redis::{self, Redis};
-use crate::worker::{Connection, SHARE, Shared, StreamRequest, TIMEOUT_MILLIS, Worker};
+use crate::worker::{SHARE, Shared, Socket, StreamRequest, TIMEOUT_MILLIS, Worker};
 use envoy_idempotency::config::Config;
 use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::front::{self, Fact};
-use envoy_idempotency::store::life::{Change, Verdict};
-use envoy_idempotency::store::redis::Line;
+use envoy_idempotency::store::redis::Connection;
+use envoy_idempotency::store::transitions::{Change, Verdict};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::telemetry::{Counter, Outcome};
 use envoy_idempotency::time::{Timestamp, WallTime};
@@ -44,18 +44,18 @@ enum Event {
     },
     /// The connection attempt of a worker comes to Redis.
     Connects {
-        connection: Connection,
+        connection: Socket,
     },
     ToRedis {
-        connection: Connection,
+        connection: Socket,
         bytes: Vec<u8>,
     },
     FromRedis {
-        connection: Connection,
+        connection: Socket,
         bytes: Vec<u8>,
     },
     Closed {
-        connection: Connection,
+        connection: Socket,
     },
     /// A message of another worker of this Envoy.
     Message {
@@ -126,13 +126,13 @@ pub struct World {
     streams: Vec<Stream>,
     redis: Redis,
     /// What has come to Redis on a connection and is no whole command yet.
-    half: HashMap<Connection, Vec<u8>>,
-    subscribed: HashSet<(Connection, Key)>,
+    half: HashMap<Socket, Vec<u8>>,
+    subscribed: HashSet<(Socket, Key)>,
     /// When the last bytes of a connection come, to Redis and back: none overtakes another.
-    to_redis_at: HashMap<Connection, u64>,
-    from_redis_at: HashMap<Connection, u64>,
+    to_redis_at: HashMap<Socket, u64>,
+    from_redis_at: HashMap<Socket, u64>,
     /// Connections that broke: what is written on them is lost, or comes so much later.
-    broken: HashMap<Connection, Option<u64>>,
+    broken: HashMap<Socket, Option<u64>>,
     ledger: Ledger,
     frozen: Option<(usize, u64, u64)>,
     down: Option<(u64, u64)>,
@@ -316,7 +316,7 @@ impl World {
             Event::FromRedis { connection, bytes } => {
                 if self.is_current(connection) && !self.broken.contains_key(&connection) {
                     // A reply to a claim says what Redis's clock is at; those are longer than others.
-                    if connection.line == Line::Commands
+                    if connection.line == Connection::Commands
                         && bytes.starts_with(b"$")
                         && bytes.len() > 16
                     {
@@ -365,7 +365,7 @@ impl World {
                     let lines: Vec<_> =
                         self.workers[worker].connections.clone().into_iter().collect();
                     for (line, number) in lines {
-                        let connection = Connection { worker, line, number };
+                        let connection = Socket { worker, line, number };
                         self.broken.insert(connection, None);
                         let after = 1 + self.random.below(20);
                         self.after(after, Event::Closed { connection });
@@ -395,7 +395,7 @@ impl World {
         self.down.is_some_and(|(from, to)| (from..to).contains(&self.now))
     }
 
-    fn is_current(&self, connection: Connection) -> bool {
+    fn is_current(&self, connection: Socket) -> bool {
         let number = self.workers[connection.worker].connections.get(&connection.line);
         number == Some(&connection.number)
     }
@@ -493,7 +493,7 @@ impl World {
                     self.workers[worker].opened += 1;
                     let number = self.workers[worker].opened;
                     self.workers[worker].connections.insert(line, number);
-                    let connection = Connection { worker, line, number };
+                    let connection = Socket { worker, line, number };
                     self.after(1, Event::Connects { connection });
                     self.fact(worker, Fact::Opened(line));
                 }
@@ -531,9 +531,9 @@ impl World {
         }
     }
 
-    fn write(&mut self, worker: usize, line: Line, bytes: Vec<u8>) {
+    fn write(&mut self, worker: usize, line: Connection, bytes: Vec<u8>) {
         let number = self.workers[worker].connections[&line];
-        let connection = Connection { worker, line, number };
+        let connection = Socket { worker, line, number };
         if let Some(late) = self.broken.get(&connection).copied() {
             if let Some(late) = late {
                 self.after(late, Event::ToRedis { connection, bytes });
@@ -568,7 +568,7 @@ impl World {
         self.after(at - self.now, Event::ToRedis { connection, bytes });
     }
 
-    fn arrive_at_redis(&mut self, connection: Connection, bytes: Vec<u8>) {
+    fn arrive_at_redis(&mut self, connection: Socket, bytes: Vec<u8>) {
         if self.is_down() {
             return;
         }
@@ -645,7 +645,7 @@ impl World {
         );
     }
 
-    fn answer_from_redis(&mut self, connection: Connection, bytes: Vec<u8>) {
+    fn answer_from_redis(&mut self, connection: Socket, bytes: Vec<u8>) {
         let at = self.now + 1 + self.random.below(20);
         let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
         self.from_redis_at.insert(connection, at);

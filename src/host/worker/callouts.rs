@@ -9,7 +9,7 @@ use crate::host::logging;
 use crate::host::queues::Message;
 use crate::host::store::now;
 use crate::store::front::{Fact, Order};
-use crate::store::redis::{Call, Ticket};
+use crate::store::redis::{Call, CommandId};
 use crate::store::shared_data::INSERT;
 use crate::telemetry::Incident;
 use crate::time::Timestamp;
@@ -45,17 +45,17 @@ impl Worker {
     /// A message of a stream to Redis.
     pub(in crate::host) fn grpc_message(&mut self, token: u32, size: usize) {
         self.budget.renew();
-        if let Some(line) = self.connections.line(token) {
-            self.stores.handle(Fact::Received(line, &abi::grpc_message(size)), now());
+        if let Some(connection) = self.connections.connection(token) {
+            self.stores.handle(Fact::Received(connection, &abi::grpc_message(size)), now());
             self.work_off();
         }
     }
 
     /// A stream to Redis has ended.
     pub(in crate::host) fn grpc_closed(&mut self, token: u32) {
-        if let Some(line) = self.connections.forget(token) {
+        if let Some(connection) = self.connections.forget(token) {
             self.metrics.pipe(-1);
-            self.stores.handle(Fact::Closed(line), now());
+            self.stores.handle(Fact::Closed(connection), now());
             self.work_off();
         }
     }
@@ -120,17 +120,17 @@ impl Worker {
                 Order::Reply(StreamRequest { stream, question }, reply) => {
                     self.come_back(stream, Input::StoreReplied { question, reply });
                 }
-                Order::Open(line) => {
-                    self.connections.want(line);
+                Order::Open(connection) => {
+                    self.connections.want(connection);
                     self.queues.call_back();
                 }
-                Order::Write(line, bytes) => self.connections.write(line, bytes),
-                Order::Close(line) => {
-                    if self.connections.close(line) {
+                Order::Write(connection, bytes) => self.connections.write(connection, bytes),
+                Order::Close(connection) => {
+                    if self.connections.close(connection) {
                         self.metrics.pipe(-1);
                     }
                 }
-                Order::Call(ticket, call) => self.want_call(ticket, call),
+                Order::Call(id, call) => self.want_call(id, call),
                 Order::Wake(key) => self.queues.broadcast(Message::Ended(key), now),
                 Order::WakeAskers(key) => self.queues.broadcast(Message::Answered(key), now),
                 Order::WakeHere(key) => self.waiters.wake(key),
@@ -170,17 +170,17 @@ impl Worker {
         }
         for did in self.connections.as_root() {
             let fact = match did {
-                Did::Opened(line) => {
+                Did::Opened(connection) => {
                     self.metrics.pipe(1);
-                    Fact::Opened(line)
+                    Fact::Opened(connection)
                 }
-                Did::Failed(line) => Fact::Closed(line),
+                Did::Failed(connection) => Fact::Closed(connection),
             };
             self.stores.handle(fact, now());
         }
     }
 
-    fn want_call(&mut self, ticket: Ticket, call: Call) {
+    fn want_call(&mut self, id: CommandId, call: Call) {
         let Call { method, path, body, timeout } = call;
         let cluster = self.connections.cluster().to_owned();
         let headers = [
@@ -191,7 +191,7 @@ impl Worker {
         ];
         let bytes = |(name, value): (&str, String)| (name.into(), value.into_bytes());
         let headers = headers.map(bytes).into();
-        let purpose = Purpose::Store(ticket);
+        let purpose = Purpose::Store(id);
         self.calls.want(Wanted { purpose, cluster, headers, body, timeout });
         self.queues.call_back();
     }
@@ -199,13 +199,13 @@ impl Worker {
     fn call_is_over(&mut self, purpose: Purpose, fetched: Fetched) {
         match purpose {
             Purpose::Stream(request) => self.fetched.push_back((request, fetched)),
-            Purpose::Store(ticket) => {
+            Purpose::Store(id) => {
                 let (status, body) = match fetched {
                     Fetched::NotSent => (NO_CONNECTION, Vec::new()),
                     Fetched::Broken => (NO_ANSWER, Vec::new()),
                     Fetched::Answer { headers, body } => (status(&headers), body),
                 };
-                self.stores.handle(Fact::Called(ticket, status, &body), now());
+                self.stores.handle(Fact::Called(id, status, &body), now());
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The connection for words: who ends a claim publishes it on the record's name, and who waits subscribes.
 
-use super::link::Link;
-use super::wire::{self, Decoder, Frame};
-use super::{Event, Line, Settings};
+use super::reconnect::Reconnect;
+use super::resp::{self, Decoder, Frame};
+use super::{Connection, Event, Settings};
 use crate::key::Key;
 use crate::time::Timestamp;
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ const REFUSED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Channels {
     settings: Settings,
-    link: Link,
+    reconnect: Reconnect,
     decoder: Decoder,
     /// With the number of those who wait.
     watched: HashMap<Key, u32>,
@@ -34,7 +34,7 @@ impl Channels {
     pub(super) fn new(settings: Settings, seed: u64) -> Self {
         Self {
             settings,
-            link: Link::new(seed),
+            reconnect: Reconnect::new(seed),
             decoder: Decoder::default(),
             watched: HashMap::new(),
             idle_since: Timestamp::default(),
@@ -48,7 +48,7 @@ impl Channels {
         if *watchers > 1 {
             return Vec::new();
         }
-        if self.link.is_open() {
+        if self.reconnect.is_open() {
             return vec![self.say(b"SUBSCRIBE", [key])];
         }
         self.open_if_due(now)
@@ -62,32 +62,32 @@ impl Channels {
         }
         self.watched.remove(&key);
         self.idle_since = now;
-        if self.link.is_open() { vec![self.say(b"UNSUBSCRIBE", [key])] } else { Vec::new() }
+        if self.reconnect.is_open() { vec![self.say(b"UNSUBSCRIBE", [key])] } else { Vec::new() }
     }
 
     pub(super) fn opened(&mut self, now: Timestamp) -> Vec<Event> {
-        self.link.opened(now);
+        self.reconnect.opened(now);
         self.idle_since = now;
         let mut out = Vec::new();
         self.settings.write_login(&mut out);
         if !self.watched.is_empty() {
             self.write(&mut out, b"SUBSCRIBE", self.watched.keys().copied());
         }
-        if out.is_empty() { Vec::new() } else { vec![Event::Write(Line::Channels, out)] }
+        if out.is_empty() { Vec::new() } else { vec![Event::Write(Connection::Channels, out)] }
     }
 
     pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
-        if !self.link.is_open() {
+        if !self.reconnect.is_open() {
             // Of a connection that was given up.
             return Vec::new();
         }
-        self.link.heard(now);
+        self.reconnect.heard(now);
         self.decoder.push(bytes);
         let mut events = Vec::new();
         loop {
             match self.decoder.next() {
                 Ok(Some(Frame::Array(parts))) => {
-                    self.link.proved();
+                    self.reconnect.proved();
                     self.refused_until = None;
                     events.extend(self.word(&parts));
                 }
@@ -107,7 +107,7 @@ impl Channels {
                     Frame::SimpleString(_) | Frame::Integer(_) | Frame::BulkString(_) | Frame::Null,
                 )) => {}
                 Ok(None) => return events,
-                Err(wire::Broken) => {
+                Err(resp::Broken) => {
                     self.close(true, now, &mut events);
                     return events;
                 }
@@ -117,7 +117,7 @@ impl Channels {
 
     pub(super) fn closed(&mut self, now: Timestamp) -> Vec<Event> {
         self.decoder = Decoder::default();
-        self.link.closed(!self.watched.is_empty(), now);
+        self.reconnect.closed(!self.watched.is_empty(), now);
         Vec::new()
     }
 
@@ -126,7 +126,7 @@ impl Channels {
             return self.open_if_due(now);
         }
         let mut events = Vec::new();
-        if self.link.is_open() && self.idle_since.after(IDLE) <= now {
+        if self.reconnect.is_open() && self.idle_since.after(IDLE) <= now {
             self.close(false, now, &mut events);
         }
         events
@@ -134,15 +134,17 @@ impl Channels {
 
     pub(super) fn alarm(&self) -> Option<Timestamp> {
         if self.watched.is_empty() {
-            return self.link.is_open().then(|| self.idle_since.after(IDLE));
+            return self.reconnect.is_open().then(|| self.idle_since.after(IDLE));
         }
-        self.link.retry_at().map(|retry_at| retry_at.max(self.refused_until.unwrap_or_default()))
+        self.reconnect
+            .retry_at()
+            .map(|retry_at| retry_at.max(self.refused_until.unwrap_or_default()))
     }
 
     fn open_if_due(&mut self, now: Timestamp) -> Vec<Event> {
         let refused = self.refused_until.is_some_and(|until| now < until);
-        if !refused && self.link.begin(now) {
-            vec![Event::Open(Line::Channels)]
+        if !refused && self.reconnect.begin(now) {
+            vec![Event::Open(Connection::Channels)]
         } else {
             Vec::new()
         }
@@ -159,20 +161,20 @@ impl Channels {
     fn say(&self, what: &[u8], keys: impl IntoIterator<Item = Key>) -> Event {
         let mut out = Vec::new();
         self.write(&mut out, what, keys);
-        Event::Write(Line::Channels, out)
+        Event::Write(Connection::Channels, out)
     }
 
     fn write(&self, out: &mut Vec<u8>, what: &[u8], keys: impl IntoIterator<Item = Key>) {
         let names: Vec<_> = keys.into_iter().map(|key| self.settings.name(key)).collect();
         let parts: Vec<_> =
             [what].into_iter().chain(names.iter().map(|name| name.as_bytes())).collect();
-        wire::write(out, &parts);
+        resp::write(out, &parts);
     }
 
     fn close(&mut self, missed: bool, now: Timestamp, events: &mut Vec<Event>) {
         self.decoder = Decoder::default();
-        self.link.closed(missed, now);
-        events.push(Event::Close(Line::Channels));
+        self.reconnect.closed(missed, now);
+        events.push(Event::Close(Connection::Channels));
     }
 }
 

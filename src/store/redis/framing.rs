@@ -10,12 +10,12 @@ const HEAD_LEN: usize = 5;
 
 /// Takes off heads, wherever the pieces of the stream were split.
 #[derive(Debug, Default)]
-pub struct Unframer {
+pub struct GrpcDeframer {
     head: Vec<u8>,
     left: usize,
 }
 
-impl Unframer {
+impl GrpcDeframer {
     /// What is left of the next piece of the stream.
     pub fn strip(&mut self, piece: &[u8]) -> Vec<u8> {
         let mut stripped = Vec::with_capacity(piece.len());
@@ -61,10 +61,10 @@ mod tests {
         }
         for first in 0..=stream.len() {
             for second in first..=stream.len() {
-                let mut unframer = Unframer::default();
-                let mut stripped = unframer.strip(&stream[..first]);
-                stripped.extend(unframer.strip(&stream[first..second]));
-                stripped.extend(unframer.strip(&stream[second..]));
+                let mut deframer = GrpcDeframer::default();
+                let mut stripped = deframer.strip(&stream[..first]);
+                stripped.extend(deframer.strip(&stream[first..second]));
+                stripped.extend(deframer.strip(&stream[second..]));
                 assert_eq!(stripped, b"*1\r\n$4\r\nPING\r\n", "split at {first} and {second}");
             }
         }

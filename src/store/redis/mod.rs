@@ -7,11 +7,11 @@
 mod channels;
 mod clock;
 pub mod framing;
-mod link;
 mod pipe;
+mod reconnect;
+mod resp;
 mod script;
 mod webdis;
-mod wire;
 
 use crate::key::{Key, Secret};
 use crate::store::{Command, Reply, StoreError};
@@ -52,11 +52,11 @@ pub enum Transport {
 
 /// The number of a command, given by whoever asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket(pub u64);
+pub struct CommandId(pub u64);
 
 /// Which connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Line {
+pub enum Connection {
     /// Commands and their replies.
     Commands,
     /// Words of claims that have ended.
@@ -67,15 +67,15 @@ pub enum Line {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Open this connection; say [`Client::opened`] or [`Client::closed`] then.
-    Open(Line),
+    Open(Connection),
     /// Send these bytes on it.
-    Write(Line, Vec<u8>),
+    Write(Connection, Vec<u8>),
     /// Close it. No [`Client::closed`] is needed.
-    Close(Line),
+    Close(Connection),
     /// Make this HTTP call; say [`Client::called`] then.
-    Call(Ticket, Call),
+    Call(CommandId, Call),
     /// What came of a command, which is handed back.
-    Replied(Ticket, Command, Result<Reply, StoreError>),
+    Replied(CommandId, Command, Result<Reply, StoreError>),
     /// The claim on this key has ended, or may have.
     Ended(Key),
     /// For the log.
@@ -126,10 +126,10 @@ impl Client {
     }
 
     /// Sends a command, or refuses it at once.
-    pub fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+    pub fn ask(&mut self, id: CommandId, command: Command, now: Timestamp) -> Vec<Event> {
         match &mut self.commands {
-            Commands::Pipe(pipe) => pipe.ask(ticket, command, now),
-            Commands::Webdis(webdis) => webdis.ask(ticket, command, now),
+            Commands::Pipe(pipe) => pipe.ask(id, command, now),
+            Commands::Webdis(webdis) => webdis.ask(id, command, now),
         }
     }
 
@@ -144,42 +144,48 @@ impl Client {
     }
 
     /// The connection takes bytes.
-    pub fn opened(&mut self, line: Line, now: Timestamp) -> Vec<Event> {
-        match (line, &mut self.commands, &mut self.channels) {
-            (Line::Commands, Commands::Pipe(pipe), _) => pipe.opened(now),
-            (Line::Channels, _, Some(channels)) => channels.opened(now),
-            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+    pub fn opened(&mut self, connection: Connection, now: Timestamp) -> Vec<Event> {
+        match (connection, &mut self.commands, &mut self.channels) {
+            (Connection::Commands, Commands::Pipe(pipe), _) => pipe.opened(now),
+            (Connection::Channels, _, Some(channels)) => channels.opened(now),
+            (Connection::Commands, Commands::Webdis(_), _) | (Connection::Channels, _, None) => {
+                Vec::new()
+            }
         }
     }
 
     /// Bytes have come.
-    pub fn received(&mut self, line: Line, bytes: &[u8], now: Timestamp) -> Vec<Event> {
-        match (line, &mut self.commands, &mut self.channels) {
-            (Line::Commands, Commands::Pipe(pipe), _) => pipe.received(bytes, now),
-            (Line::Channels, _, Some(channels)) => channels.received(bytes, now),
-            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+    pub fn received(&mut self, connection: Connection, bytes: &[u8], now: Timestamp) -> Vec<Event> {
+        match (connection, &mut self.commands, &mut self.channels) {
+            (Connection::Commands, Commands::Pipe(pipe), _) => pipe.received(bytes, now),
+            (Connection::Channels, _, Some(channels)) => channels.received(bytes, now),
+            (Connection::Commands, Commands::Webdis(_), _) | (Connection::Channels, _, None) => {
+                Vec::new()
+            }
         }
     }
 
     /// The connection is gone, or could not be opened.
-    pub fn closed(&mut self, line: Line, now: Timestamp) -> Vec<Event> {
-        match (line, &mut self.commands, &mut self.channels) {
-            (Line::Commands, Commands::Pipe(pipe), _) => pipe.closed(now),
-            (Line::Channels, _, Some(channels)) => channels.closed(now),
-            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+    pub fn closed(&mut self, connection: Connection, now: Timestamp) -> Vec<Event> {
+        match (connection, &mut self.commands, &mut self.channels) {
+            (Connection::Commands, Commands::Pipe(pipe), _) => pipe.closed(now),
+            (Connection::Channels, _, Some(channels)) => channels.closed(now),
+            (Connection::Commands, Commands::Webdis(_), _) | (Connection::Channels, _, None) => {
+                Vec::new()
+            }
         }
     }
 
     /// An HTTP call has its answer; status 0 for none.
     pub fn called(
         &mut self,
-        ticket: Ticket,
+        id: CommandId,
         status: u16,
         body: &[u8],
         now: Timestamp,
     ) -> Vec<Event> {
         match &mut self.commands {
-            Commands::Webdis(webdis) => webdis.called(ticket, status, body, now),
+            Commands::Webdis(webdis) => webdis.called(id, status, body, now),
             Commands::Pipe(_) => Vec::new(),
         }
     }
@@ -232,8 +238,8 @@ impl Settings {
     fn write_login(&self, out: &mut Vec<u8>) -> bool {
         let Some(Login { username, password }) = &self.login else { return false };
         match username {
-            Some(username) => wire::write(out, &[b"AUTH", username.as_bytes(), &password.0]),
-            None => wire::write(out, &[b"AUTH", &password.0]),
+            Some(username) => resp::write(out, &[b"AUTH", username.as_bytes(), &password.0]),
+            None => resp::write(out, &[b"AUTH", &password.0]),
         }
         true
     }

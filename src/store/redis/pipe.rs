@@ -1,10 +1,10 @@
 //! The connection for commands: written one behind the other, answered in the same order.
 
 use super::clock::Clock;
-use super::link::Link;
+use super::reconnect::Reconnect;
+use super::resp::{self, Decoder, Frame};
 use super::script::{self, Form, Reaction, Read, Scripts};
-use super::wire::{self, Decoder, Frame};
-use super::{Event, Line, Settings, Ticket};
+use super::{CommandId, Connection, Event, Settings};
 use crate::record::{Kept, Token};
 use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
@@ -38,7 +38,7 @@ pub(super) struct Pipe {
     settings: Settings,
     scripts: Scripts,
     clock: Clock,
-    link: Link,
+    reconnect: Reconnect,
     decoder: Decoder,
     /// Replies to expect before those of commands.
     greetings: VecDeque<Greeting>,
@@ -62,7 +62,7 @@ enum Greeting {
 /// A command that has no reply yet.
 #[derive(Debug)]
 struct Waiting {
-    ticket: Ticket,
+    id: CommandId,
     token: Token,
     /// `None`: it was late and has failed; its reply, when it comes, is dropped.
     command: Option<Command>,
@@ -88,7 +88,7 @@ impl Pipe {
             settings,
             scripts: Scripts::new(),
             clock: Clock::default(),
-            link: Link::new(seed),
+            reconnect: Reconnect::new(seed),
             decoder: Decoder::default(),
             greetings: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -99,10 +99,10 @@ impl Pipe {
         }
     }
 
-    pub(super) fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+    pub(super) fn ask(&mut self, id: CommandId, command: Command, now: Timestamp) -> Vec<Event> {
         let refuse =
-            |command, why| vec![Event::Replied(ticket, command, Err(StoreError::Unavailable(why)))];
-        if self.link.is_down(now) {
+            |command, why| vec![Event::Replied(id, command, Err(StoreError::Unavailable(why)))];
+        if self.reconnect.is_down(now) {
             return refuse(command, "Redis cannot be reached");
         }
         let bytes = self.bytes.saturating_add(size(&command));
@@ -120,11 +120,11 @@ impl Pipe {
         let mut events = Vec::new();
         let mut sent_at = None;
         let deadline = now.after(self.settings.timeout);
-        if self.link.is_open() {
+        if self.reconnect.is_open() {
             events.push(self.write(&command, Form::Digest, deadline));
             sent_at = Some(now);
-        } else if self.link.begin(now) {
-            events.push(Event::Open(Line::Commands));
+        } else if self.reconnect.begin(now) {
+            events.push(Event::Open(Connection::Commands));
         }
         if self.waiting.is_empty() {
             self.late_at = None;
@@ -132,7 +132,7 @@ impl Pipe {
         self.late_at.get_or_insert(deadline);
         let ever_sent = sent_at.is_some();
         self.waiting.push_back(Waiting {
-            ticket,
+            id,
             token: command.token(),
             command: Some(command),
             deadline,
@@ -144,13 +144,13 @@ impl Pipe {
     }
 
     pub(super) fn opened(&mut self, now: Timestamp) -> Vec<Event> {
-        self.link.opened(now);
+        self.reconnect.opened(now);
         let mut out = Vec::new();
         if self.settings.write_login(&mut out) {
             self.greetings.push_back(Greeting::Login);
         }
         if !self.policy_known {
-            wire::write(&mut out, &[b"CONFIG", b"GET", b"maxmemory-policy"]);
+            resp::write(&mut out, &[b"CONFIG", b"GET", b"maxmemory-policy"]);
             self.greetings.push_back(Greeting::Policy);
         }
         for waiting in &mut self.waiting {
@@ -162,15 +162,15 @@ impl Pipe {
                 waiting.ever_sent = true;
             }
         }
-        if out.is_empty() { Vec::new() } else { vec![Event::Write(Line::Commands, out)] }
+        if out.is_empty() { Vec::new() } else { vec![Event::Write(Connection::Commands, out)] }
     }
 
     pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
-        if !self.link.is_open() {
+        if !self.reconnect.is_open() {
             // Of a connection that was given up.
             return Vec::new();
         }
-        self.link.heard(now);
+        self.reconnect.heard(now);
         self.decoder.push(bytes);
         let mut events = Vec::new();
         loop {
@@ -182,7 +182,7 @@ impl Pipe {
                     }
                 }
                 Ok(None) => return events,
-                Err(wire::Broken) => {
+                Err(resp::Broken) => {
                     events.push(Event::Warn("Redis sent what is no RESP2".to_owned()));
                     self.reopen(now, &mut events);
                     return events;
@@ -203,25 +203,25 @@ impl Pipe {
         self.fail_late(now, &mut events);
         if self.silent_at().is_some_and(|silent_at| silent_at <= now) {
             // It was missed, even if all that missed it have given up by now.
-            events.push(Event::Close(Line::Commands));
+            events.push(Event::Close(Connection::Commands));
             self.gone(true, now, &mut events);
         }
-        if !self.waiting.is_empty() && self.link.begin(now) {
-            events.push(Event::Open(Line::Commands));
+        if !self.waiting.is_empty() && self.reconnect.begin(now) {
+            events.push(Event::Open(Connection::Commands));
         }
         events
     }
 
     pub(super) fn alarm(&self) -> Option<Timestamp> {
         let late = self.late_at.filter(|_| !self.waiting.is_empty());
-        let retry = self.link.retry_at().filter(|_| !self.waiting.is_empty());
+        let retry = self.reconnect.retry_at().filter(|_| !self.waiting.is_empty());
         late.into_iter().chain(self.silent_at()).chain(retry).min()
     }
 
     /// When the pipe is given up: the oldest reply is late, and nothing at all has come meanwhile. One
     /// that still talks is merely slow, and a new connection would not be faster.
     fn silent_at(&self) -> Option<Timestamp> {
-        let last_sign = self.link.last_sign()?;
+        let last_sign = self.reconnect.last_sign()?;
         let sent_at = self.waiting.front().and_then(|waiting| waiting.sent_at)?;
         Some(last_sign.max(sent_at).after(self.settings.timeout))
     }
@@ -230,7 +230,7 @@ impl Pipe {
         let mut out = Vec::new();
         let name = self.settings.name(command.key());
         self.scripts.write(&mut out, &name, command, form, self.clock.there(deadline));
-        Event::Write(Line::Commands, out)
+        Event::Write(Connection::Commands, out)
     }
 
     /// Takes the next reply; false if the connection is of no use any more.
@@ -251,7 +251,7 @@ impl Pipe {
             };
         };
         if !matches!(&frame, Frame::Error(_)) {
-            self.link.proved();
+            self.reconnect.proved();
             self.login_refused = false;
         }
         let (reply, usable) = match script::read(&command, frame, now) {
@@ -280,7 +280,7 @@ impl Pipe {
             Err(Reaction::Reopen(error)) => (Err(error), false),
         };
         self.bytes = self.bytes.saturating_sub(size(&command));
-        events.push(Event::Replied(waiting.ticket, command, reply));
+        events.push(Event::Replied(waiting.id, command, reply));
         usable
     }
 
@@ -347,7 +347,7 @@ impl Pipe {
             if let Some(command) = waiting.command.take() {
                 self.bytes = self.bytes.saturating_sub(size(&command));
                 let error = waiting.error("Redis did not answer in time");
-                events.push(Event::Replied(waiting.ticket, command, Err(error)));
+                events.push(Event::Replied(waiting.id, command, Err(error)));
             }
         }
         // What was never sent has no reply to be dropped.
@@ -358,7 +358,7 @@ impl Pipe {
     }
 
     fn reopen(&mut self, now: Timestamp, events: &mut Vec<Event>) {
-        events.push(Event::Close(Line::Commands));
+        events.push(Event::Close(Connection::Commands));
         let missed = self.is_missed();
         self.gone(missed, now, events);
     }
@@ -375,13 +375,13 @@ impl Pipe {
             waiting.sent_at = None;
             waiting.command.is_some()
         });
-        self.link.closed(missed, now);
-        if self.link.is_down(now) {
+        self.reconnect.closed(missed, now);
+        if self.reconnect.is_down(now) {
             self.bytes = 0;
             for waiting in self.waiting.drain(..) {
                 let error = waiting.error("Redis cannot be reached");
                 if let Some(command) = waiting.command {
-                    events.push(Event::Replied(waiting.ticket, command, Err(error)));
+                    events.push(Event::Replied(waiting.id, command, Err(error)));
                 }
             }
         }

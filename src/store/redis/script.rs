@@ -1,6 +1,6 @@
 //! One script a transition: how it is called, and what its reply means.
 //!
-//! A script does to the record under its one key what [`life`](crate::store::life) says, with Redis's own
+//! A script does to the record under its one key what [`life`](crate::store::transitions) says, with Redis's own
 //! clock, and in one step that nothing comes between. Its reply is one bulk string:
 //!
 //! | reply | to | |
@@ -14,7 +14,7 @@
 //! Before all of them stand four bytes of the token that asked. A reply that has others answers another
 //! command, and so would all that follow: one caller would get the answer of the next.
 
-use super::wire::{self, Frame};
+use super::resp::{self, Frame};
 use crate::key::Fingerprint;
 use crate::record::codec::{self, append_answer, encode_head};
 use crate::record::{Head, Kept, Record, State, Token};
@@ -151,7 +151,7 @@ impl Scripts {
     ) {
         let parts = self.parts(key, command, form, not_after);
         let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
-        wire::write(out, &parts);
+        resp::write(out, &parts);
     }
 }
 

@@ -4,9 +4,9 @@
 //! `.raw` asks for Redis's own reply (Webdis README, "File upload" and "Raw output").
 
 use super::clock::Clock;
+use super::resp::Decoder;
 use super::script::{self, Form, Reaction, Read, Scripts};
-use super::wire::Decoder;
-use super::{Call, Event, Settings, Ticket};
+use super::{Call, CommandId, Event, Settings};
 use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
@@ -22,7 +22,7 @@ pub(super) struct Webdis {
     settings: Settings,
     scripts: Scripts,
     clock: Clock,
-    waiting: HashMap<Ticket, Waiting>,
+    waiting: HashMap<CommandId, Waiting>,
 }
 
 #[derive(Debug)]
@@ -39,62 +39,62 @@ impl Webdis {
         Self { settings, scripts, clock, waiting: HashMap::new() }
     }
 
-    pub(super) fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+    pub(super) fn ask(&mut self, id: CommandId, command: Command, now: Timestamp) -> Vec<Event> {
         if self.waiting.len() >= MOST_COMMANDS {
             let error = StoreError::Unavailable("too many commands are under way");
-            return vec![Event::Replied(ticket, command, Err(error))];
+            return vec![Event::Replied(id, command, Err(error))];
         }
         let deadline = now.after(self.settings.timeout);
         let waiting = Waiting { command, deadline, too_late: false };
-        let event = self.call(ticket, &waiting, Form::Digest, now);
-        self.waiting.insert(ticket, waiting);
+        let event = self.call(id, &waiting, Form::Digest, now);
+        self.waiting.insert(id, waiting);
         vec![event]
     }
 
     pub(super) fn called(
         &mut self,
-        ticket: Ticket,
+        id: CommandId,
         status: u16,
         body: &[u8],
         now: Timestamp,
     ) -> Vec<Event> {
-        let Some(mut waiting) = self.waiting.remove(&ticket) else { return Vec::new() };
+        let Some(mut waiting) = self.waiting.remove(&id) else { return Vec::new() };
         match reply(&waiting.command, status, body, now) {
             Ok(Read { reply, time }) => {
                 if let Some(time) = time {
                     self.clock.hear(time, now);
                 }
-                vec![Event::Replied(ticket, waiting.command, Ok(reply))]
+                vec![Event::Replied(id, waiting.command, Ok(reply))]
             }
             Err(Reaction::TooLate(time)) if now < waiting.deadline && !waiting.too_late => {
                 self.clock.hear(time, now);
                 waiting.too_late = true;
-                let event = self.call(ticket, &waiting, Form::Digest, now);
-                self.waiting.insert(ticket, waiting);
+                let event = self.call(id, &waiting, Form::Digest, now);
+                self.waiting.insert(id, waiting);
                 vec![event]
             }
             Err(Reaction::TooLate(time)) => {
                 self.clock.hear(time, now);
                 let late = StoreError::Unavailable("the claim came to Redis too late");
-                vec![Event::Replied(ticket, waiting.command, Err(late))]
+                vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::SendText) if now < waiting.deadline => {
-                let event = self.call(ticket, &waiting, Form::Text, now);
-                self.waiting.insert(ticket, waiting);
+                let event = self.call(id, &waiting, Form::Text, now);
+                self.waiting.insert(id, waiting);
                 vec![event]
             }
             Err(Reaction::SendText) => {
                 let late =
                     StoreError::Unavailable("Redis took its time to say that it knows no script");
-                vec![Event::Replied(ticket, waiting.command, Err(late))]
+                vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::Fail(error) | Reaction::Reopen(error)) => {
-                vec![Event::Replied(ticket, waiting.command, Err(error))]
+                vec![Event::Replied(id, waiting.command, Err(error))]
             }
         }
     }
 
-    fn call(&self, ticket: Ticket, waiting: &Waiting, form: Form, now: Timestamp) -> Event {
+    fn call(&self, id: CommandId, waiting: &Waiting, form: Form, now: Timestamp) -> Event {
         let name = self.settings.name(waiting.command.key());
         let mut parts =
             self.scripts.parts(&name, &waiting.command, form, self.clock.there(waiting.deadline));
@@ -106,7 +106,7 @@ impl Webdis {
         }
         path.push_str(".raw");
         let timeout = now.until(waiting.deadline);
-        Event::Call(ticket, Call { method: "PUT", path, body, timeout })
+        Event::Call(id, Call { method: "PUT", path, body, timeout })
     }
 }
 

@@ -5,7 +5,7 @@ use super::entry::{ENTRY_BYTES, Entry, answer_bytes, is_free, used};
 use crate::key::Key;
 use crate::record::Token;
 use crate::store::StoreError;
-use crate::store::life::Worth;
+use crate::store::transitions::EvictionPriority;
 use crate::time::Timestamp;
 
 /// The entries of one bucket, as they stand in shared data: most commands look at one of them, so the
@@ -21,7 +21,7 @@ pub(super) struct Bucket {
 /// An entry that had to go, or its answer had; its slot is to be cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dropped {
-    pub(super) place: usize,
+    pub(super) index: usize,
     pub(super) token: Token,
     /// It was dropped before its time.
     pub(super) evicted: bool,
@@ -46,32 +46,32 @@ impl Bucket {
         self.changed
     }
 
-    fn places(&self) -> impl Iterator<Item = &[u8]> {
+    fn slots(&self) -> impl Iterator<Item = &[u8]> {
         self.bytes.chunks_exact(ENTRY_BYTES)
     }
 
-    fn place_mut(&mut self, place: usize) -> Option<&mut [u8]> {
-        self.bytes.chunks_exact_mut(ENTRY_BYTES).nth(place)
+    fn slot_mut(&mut self, index: usize) -> Option<&mut [u8]> {
+        self.bytes.chunks_exact_mut(ENTRY_BYTES).nth(index)
     }
 
     pub(super) fn find(&self, key: Key) -> Result<Option<(usize, Entry)>, StoreError> {
         // A free place is all zero, and so is no digest.
-        let place = self.places().position(|entry| entry.starts_with(&key.0));
-        let Some(place) = place else { return Ok(None) };
-        let entry = self.places().nth(place).map(Entry::read).transpose()?.flatten();
-        Ok(entry.map(|entry| (place, entry)))
+        let index = self.slots().position(|entry| entry.starts_with(&key.0));
+        let Some(index) = index else { return Ok(None) };
+        let entry = self.slots().nth(index).map(Entry::read).transpose()?.flatten();
+        Ok(entry.map(|entry| (index, entry)))
     }
 
     /// All that can be read. What cannot is in nobody's way: it is found by its key, and told then.
     fn entries(&self) -> impl Iterator<Item = (usize, Entry)> {
-        self.places()
+        self.slots()
             .enumerate()
-            .filter_map(|(place, entry)| Some((place, Entry::read(entry).ok()??)))
+            .filter_map(|(index, entry)| Some((index, Entry::read(entry).ok()??)))
     }
 
     /// The last uses of all entries; zero for free places.
     fn uses(&self) -> impl Iterator<Item = u64> {
-        self.places().map(used)
+        self.slots().map(used)
     }
 
     /// What the last use of an entry used now is.
@@ -93,19 +93,19 @@ impl Bucket {
         ways: usize,
         now: Timestamp,
     ) -> Option<(usize, Option<Dropped>)> {
-        if let Some(place) = self.places().position(is_free) {
-            return Some((place, None));
+        if let Some(index) = self.slots().position(is_free) {
+            return Some((index, None));
         }
         // Over entries go before the bucket grows: what is over should not stay in memory.
         let least = self.least(now);
-        let places = self.bytes.len() / ENTRY_BYTES;
-        if places < ways && least.is_none_or(|(_, worth)| worth > Worth::Nothing) {
+        let slots = self.bytes.len() / ENTRY_BYTES;
+        if slots < ways && least.is_none_or(|(_, priority)| priority > EvictionPriority::Nothing) {
             self.bytes.resize(self.bytes.len() + ENTRY_BYTES, 0);
             self.changed.bytes += ENTRY_BYTES as i64;
-            return Some((places, None));
+            return Some((slots, None));
         }
-        let (place, _) = least?;
-        Some((place, self.drop_entry(place, now)))
+        let (index, _) = least?;
+        Some((index, self.drop_entry(index, now)))
     }
 
     /// Frees answers until those of all but `keep` are within `bytes`. What is over goes whole; then the
@@ -114,32 +114,34 @@ impl Bucket {
     pub(super) fn make_bytes(&mut self, bytes: u64, keep: usize, now: Timestamp) -> Vec<Dropped> {
         let mut answers: Vec<_> = self
             .entries()
-            .filter(|(place, entry)| *place != keep && entry.answer_bytes > 0)
-            .map(|(place, entry)| (entry.knowledge.worth(now), entry.used, place, entry))
+            .filter(|(index, entry)| *index != keep && entry.answer_bytes > 0)
+            .map(|(index, entry)| {
+                (entry.knowledge.eviction_priority(now), entry.used, index, entry)
+            })
             .collect();
-        answers.sort_unstable_by_key(|(worth, used, place, _)| (*worth, *used, *place));
+        answers.sort_unstable_by_key(|(priority, used, index, _)| (*priority, *used, *index));
         let mut taken: u64 =
             answers.iter().map(|(_, _, _, entry)| u64::from(entry.answer_bytes)).sum();
         let mut dropped = Vec::new();
-        for (worth, _, place, entry) in answers {
+        for (priority, _, index, entry) in answers {
             if taken <= bytes {
                 break;
             }
             taken -= u64::from(entry.answer_bytes);
-            if worth == Worth::Nothing {
-                dropped.extend(self.drop_entry(place, now));
+            if priority == EvictionPriority::Nothing {
+                dropped.extend(self.drop_entry(index, now));
             } else {
                 let token = entry.token();
-                dropped.extend(token.map(|token| Dropped { place, token, evicted: true }));
-                self.put(place, &entry.without_answer());
+                dropped.extend(token.map(|token| Dropped { index, token, evicted: true }));
+                self.put(index, &entry.without_answer());
             }
         }
         dropped
     }
 
     /// Puts an entry into a place, whatever was there.
-    pub(super) fn put(&mut self, place: usize, entry: &Entry) {
-        if let Some(bytes) = self.place_mut(place) {
+    pub(super) fn put(&mut self, index: usize, entry: &Entry) {
+        if let Some(bytes) = self.slot_mut(index) {
             let before = holds(bytes);
             entry.write(bytes);
             let after = holds(bytes);
@@ -152,23 +154,23 @@ impl Bucket {
         self.changed.bytes += after.1 - before.1;
     }
 
-    pub(super) fn drop_entry(&mut self, place: usize, now: Timestamp) -> Option<Dropped> {
-        let bytes = self.place_mut(place)?;
+    pub(super) fn drop_entry(&mut self, index: usize, now: Timestamp) -> Option<Dropped> {
+        let bytes = self.slot_mut(index)?;
         let entry = Entry::read(bytes).ok()??;
         let before = holds(bytes);
         bytes.fill(0);
         self.replaced(before, (0, 0));
-        let evicted = entry.knowledge.worth(now) > Worth::Question;
-        Some(Dropped { place, token: entry.token()?, evicted })
+        let evicted = entry.knowledge.eviction_priority(now) > EvictionPriority::Question;
+        Some(Dropped { index, token: entry.token()?, evicted })
     }
 
     /// The entry that is worth least, and of those the one that was not used for longest.
-    fn least(&self, now: Timestamp) -> Option<(usize, Worth)> {
+    fn least(&self, now: Timestamp) -> Option<(usize, EvictionPriority)> {
         self.entries()
-            .map(|(place, entry)| ((entry.knowledge.worth(now), entry.used), place))
-            .filter(|((worth, _), _)| *worth < Worth::Claim)
+            .map(|(index, entry)| ((entry.knowledge.eviction_priority(now), entry.used), index))
+            .filter(|((priority, _), _)| *priority < EvictionPriority::Claim)
             .min()
-            .map(|((worth, _), place)| (place, worth))
+            .map(|((priority, _), index)| (index, priority))
     }
 }
 

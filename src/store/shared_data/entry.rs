@@ -4,7 +4,7 @@ use crate::key::Key;
 use crate::record::codec::{HEAD_LEN, decode_head, encode_head};
 use crate::record::{Head, Kept, State, Token};
 use crate::store::StoreError;
-use crate::store::life::{Worth, worth};
+use crate::store::transitions::{EvictionPriority, eviction_priority};
 use crate::time::Timestamp;
 
 /// Why the table has a record.
@@ -96,15 +96,17 @@ impl Knowledge {
     }
 
     /// What is lost when it goes.
-    pub(super) fn worth(&self, now: Timestamp) -> Worth {
-        let known = self.known.as_ref().map_or(Worth::Nothing, |known| {
-            match (worth(&known.head, now), known.kind) {
-                (Worth::Claim, Kind::Snapshot | Kind::Cached) => Worth::Snapshot,
-                (worth, _) => worth,
+    pub(super) fn eviction_priority(&self, now: Timestamp) -> EvictionPriority {
+        let known = self.known.as_ref().map_or(EvictionPriority::Nothing, |known| {
+            match (eviction_priority(&known.head, now), known.kind) {
+                (EvictionPriority::Claim, Kind::Snapshot | Kind::Cached) => {
+                    EvictionPriority::Snapshot
+                }
+                (priority, _) => priority,
             }
         });
         let asking = self.asking.filter(|asking| now < asking.until);
-        known.max(asking.map_or(Worth::Nothing, |_| Worth::Question))
+        known.max(asking.map_or(EvictionPriority::Nothing, |_| EvictionPriority::Question))
     }
 
     /// Who has a reason to look again when `next` takes its place, if somebody waits.
@@ -207,7 +209,7 @@ impl Entry {
     }
 
     /// Writes the entry into a place of [`ENTRY_BYTES`].
-    pub(super) fn write(&self, place: &mut [u8]) {
+    pub(super) fn write(&self, index: &mut [u8]) {
         let Knowledge { known, asking } = &self.knowledge;
         let letter = known.as_ref().map_or(0, |known| known.kind.letter());
         let head = known.as_ref().map_or([0; HEAD_LEN], |known| encode_head(&known.head));
@@ -230,7 +232,7 @@ impl Entry {
             &self.used.to_be_bytes(),
             &[u8::from(self.watched)],
         ];
-        for (to, from) in place.iter_mut().zip(fields.into_iter().flatten()) {
+        for (to, from) in index.iter_mut().zip(fields.into_iter().flatten()) {
             *to = *from;
         }
     }

@@ -2,14 +2,14 @@
 
 mod bucket;
 mod entry;
-mod geometry;
+mod layout;
 #[cfg(test)]
 pub(crate) mod map;
 
 pub use entry::{Asking, Kind, Knowledge, Known, Wake};
-pub use geometry::{Capacity, TooManyEntries};
+pub use layout::{Capacity, TooManyEntries};
 
-use super::life::{self, Change, Verdict};
+use super::transitions::{self, Change, Verdict};
 use super::{Command, Reply, StoreError};
 use crate::key::Key;
 use crate::record::codec::{append_answer, decode_answer};
@@ -17,7 +17,7 @@ use crate::record::{Answer, Head, Kept, Record, State, Token};
 use crate::time::Timestamp;
 use bucket::{Bucket, Dropped};
 use entry::Entry;
-use geometry::Geometry;
+use layout::Layout;
 use std::cell::Cell;
 use std::fmt;
 use std::ops::AddAssign;
@@ -57,7 +57,7 @@ const TRIES: usize = 64;
 pub struct MemoryStore<S> {
     shared: S,
     prefix: String,
-    geometry: Geometry,
+    layout: Layout,
     tally: Cell<Tally>,
 }
 
@@ -190,15 +190,15 @@ impl<S: SharedData> MemoryStore<S> {
     ///
     /// [`OpenError`]: nothing can be kept, and the filter must not start.
     pub fn open(shared: S, plugin: &str, capacity: Capacity) -> Result<Self, OpenError> {
-        let geometry = Geometry::of(capacity).map_err(OpenError::Capacity)?;
-        let Geometry { buckets, ways, answer_bytes } = geometry;
+        let layout = Layout::of(capacity).map_err(OpenError::Capacity)?;
+        let Layout { buckets, ways, answer_bytes } = layout;
         let prefix = format!("envoy-idempotency/2/{plugin}/{buckets}x{ways}x{answer_bytes}");
-        let store = Self { shared, prefix, geometry, tally: Cell::default() };
+        let store = Self { shared, prefix, layout, tally: Cell::default() };
         store.prove_atomicity()?;
         for bucket in 0..buckets {
             store.create(&store.bucket_name(bucket))?;
-            for place in 0..ways {
-                store.create(&store.slot_name(bucket, place))?;
+            for index in 0..ways {
+                store.create(&store.slot_name(bucket, index))?;
             }
         }
         Ok(store)
@@ -265,15 +265,15 @@ impl<S: SharedData> MemoryStore<S> {
     fn bucket_of(&self, key: Key) -> u32 {
         let [a, b, c, d, ..] = key.0;
         // The key is a digest: any bits of it are as good as others.
-        u32::from_be_bytes([a, b, c, d]) & (self.geometry.buckets - 1)
+        u32::from_be_bytes([a, b, c, d]) & (self.layout.buckets - 1)
     }
 
     fn bucket_name(&self, bucket: u32) -> String {
         format!("{}/{bucket}", self.prefix)
     }
 
-    fn slot_name(&self, bucket: u32, place: usize) -> String {
-        format!("{}/{bucket}/{place}", self.prefix)
+    fn slot_name(&self, bucket: u32, index: usize) -> String {
+        format!("{}/{bucket}/{index}", self.prefix)
     }
 
     fn read(&self, number: u32, key: Key) -> Result<Opened, StoreError> {
@@ -324,7 +324,7 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Put, StoreError> {
         let slot = slot(token, answer);
-        let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
+        let room = self.layout.answer_bytes.checked_sub(slot.len() as u64);
         let (Some(room), Ok(answer_bytes)) = (room, u32::try_from(slot.len())) else {
             return Ok(Put::DoesNotFit);
         };
@@ -379,19 +379,19 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Try<Wake>, StoreError> {
         let used = opened.bucket.next_use();
-        let Some((place, entry)) = opened.found.take() else {
-            let Some((place, dropped)) = opened.bucket.make_room(self.geometry.ways, now) else {
+        let Some((index, entry)) = opened.found.take() else {
+            let Some((index, dropped)) = opened.bucket.make_room(self.layout.ways, now) else {
                 return Err(StoreError::Full);
             };
             let entry = Entry { key, knowledge: next, answer_bytes: 0, used, watched: watch };
-            opened.bucket.put(place, &entry);
-            opened.found = Some((place, entry));
+            opened.bucket.put(index, &entry);
+            opened.found = Some((index, entry));
             return self.finish(opened, dropped.as_slice(), Wake::NOBODY);
         };
         let wake = woken(&entry, &next);
         if next.is_empty() {
             // It goes because it is to go.
-            let removed = opened.bucket.drop_entry(place, now);
+            let removed = opened.bucket.drop_entry(index, now);
             let removed = removed.map(|removed| Dropped { evicted: false, ..removed });
             return self.finish(opened, removed.as_slice(), wake);
         }
@@ -402,27 +402,27 @@ impl<S: SharedData> MemoryStore<S> {
         let keeps_answer = next.head().is_some_and(keeps_answer);
         // What is over may leave an answer behind.
         let stale = (entry.answer_bytes > 0 && !keeps_answer)
-            .then(|| entry.token().map(|token| Dropped { place, token, evicted: false }));
+            .then(|| entry.token().map(|token| Dropped { index, token, evicted: false }));
         let watched = (entry.watched && !wake.waiters) || watch;
         let answer_bytes = if keeps_answer { entry.answer_bytes } else { 0 };
         let entry = Entry { key, knowledge: next, answer_bytes, used, watched };
-        opened.bucket.put(place, &entry);
-        opened.found = Some((place, entry));
+        opened.bucket.put(index, &entry);
+        opened.found = Some((index, entry));
         self.finish(opened, stale.flatten().as_slice(), wake)
     }
 
     /// What is known stays; who watches is written down, and now and then that it was used.
     fn touch(&self, opened: &mut Opened, watch: bool) -> Result<Try<Wake>, StoreError> {
-        let Some((place, entry)) = opened.found.clone() else { return Ok(Try::Done(Wake::NOBODY)) };
+        let Some((index, entry)) = opened.found.clone() else { return Ok(Try::Done(Wake::NOBODY)) };
         if watch && !entry.watched {
             // In the same swap as the look: an end that comes between the two makes it fail.
-            opened.bucket.put(place, &Entry { watched: true, ..entry });
+            opened.bucket.put(index, &Entry { watched: true, ..entry });
             if !self.swap(opened)? {
                 return Ok(Try::Again);
             }
         } else if opened.bucket.is_stale(&entry) {
             let used = opened.bucket.next_use();
-            opened.bucket.put(place, &Entry { used, ..entry });
+            opened.bucket.put(index, &Entry { used, ..entry });
             // Lost: somebody else changed the bucket, and the use is not written down this time.
             let _ = self.swap(opened)?;
         }
@@ -447,19 +447,19 @@ impl<S: SharedData> MemoryStore<S> {
         }
         self.tally.set(tally);
         for dropped in dropped {
-            self.clear_slot(opened.number, dropped.place, dropped.token);
+            self.clear_slot(opened.number, dropped.index, dropped.token);
         }
         Ok(Try::Done(wake))
     }
 
     /// The record with its answer; `None` if the answer has moved since the bucket was read.
     fn complete(&self, opened: &Opened, head: &Head) -> Result<Option<Record>, StoreError> {
-        let Some((place, entry)) = &opened.found else {
+        let Some((index, entry)) = &opened.found else {
             return head.try_complete(|| Ok(None)).map(Some);
         };
         let mut missing = false;
         let record = head.try_complete(|| {
-            let answer = self.read_slot(opened.number, *place, head.token)?;
+            let answer = self.read_slot(opened.number, *index, head.token)?;
             missing = answer.is_none();
             Ok::<_, StoreError>(answer)
         })?;
@@ -468,7 +468,7 @@ impl<S: SharedData> MemoryStore<S> {
             // that was lost for good is a tombstone.
             let now_there = self.read(opened.number, entry.key)?.found;
             let same = now_there
-                .is_some_and(|(at, now_there)| at == *place && now_there.token() == entry.token());
+                .is_some_and(|(at, now_there)| at == *index && now_there.token() == entry.token());
             if !same {
                 return Ok(None);
             }
@@ -489,10 +489,10 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Try<Put>, StoreError> {
         let number = self.bucket_of(key);
-        let Some((place, _)) = self.read(number, key)?.found else {
+        let Some((index, _)) = self.read(number, key)?.found else {
             return Ok(Try::Done(Put::Refused));
         };
-        let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
+        let (_, slot_cas) = self.shared.load(&self.slot_name(number, index));
         let mut opened = self.read(number, key)?;
         let Some((found_at, entry)) = opened.found.take() else {
             return Ok(Try::Done(Put::Refused));
@@ -500,9 +500,9 @@ impl<S: SharedData> MemoryStore<S> {
         let Some(knowledge) = judge(&entry.knowledge) else {
             return Ok(Try::Done(Put::Refused));
         };
-        let (Some(slot_cas), true) = (slot_cas, found_at == place) else { return Ok(Try::Again) };
-        let dropped = opened.bucket.make_bytes(room, place, now);
-        match self.shared.store(&self.slot_name(number, place), slot, slot_cas) {
+        let (Some(slot_cas), true) = (slot_cas, found_at == index) else { return Ok(Try::Again) };
+        let dropped = opened.bucket.make_bytes(room, index, now);
+        match self.shared.store(&self.slot_name(number, index), slot, slot_cas) {
             Ok(()) => {}
             Err(SharedDataError::CasMismatch) => return Ok(Try::Again),
             Err(SharedDataError::Failed) => {
@@ -512,13 +512,13 @@ impl<S: SharedData> MemoryStore<S> {
         let used = opened.bucket.next_use();
         let wake = woken(&entry, &knowledge);
         let finished = Entry { key: entry.key, knowledge, answer_bytes, used, watched: false };
-        opened.bucket.put(place, &finished);
+        opened.bucket.put(index, &finished);
         match self.finish(&opened, &dropped, wake)? {
             Try::Done(wake) => Ok(Try::Done(Put::Kept { wake })),
             Try::Again => {
                 // Whether the record is still ours shows when it is tried again; until then, the slot is
                 // no one's.
-                self.clear_slot(number, place, token);
+                self.clear_slot(number, index, token);
                 Ok(Try::Again)
             }
         }
@@ -527,10 +527,10 @@ impl<S: SharedData> MemoryStore<S> {
     fn read_slot(
         &self,
         bucket: u32,
-        place: usize,
+        index: usize,
         token: Token,
     ) -> Result<Option<Answer>, StoreError> {
-        let (slot, _) = self.shared.load(&self.slot_name(bucket, place));
+        let (slot, _) = self.shared.load(&self.slot_name(bucket, index));
         let slot = slot.unwrap_or_default();
         match slot.split_first_chunk::<16>() {
             Some((owner, answer)) if *owner == token.0 => decode_answer(answer)
@@ -541,8 +541,8 @@ impl<S: SharedData> MemoryStore<S> {
     }
 
     /// Empties a slot, unless a successor has written into it.
-    fn clear_slot(&self, bucket: u32, place: usize, token: Token) {
-        let name = self.slot_name(bucket, place);
+    fn clear_slot(&self, bucket: u32, index: usize, token: Token) {
+        let name = self.slot_name(bucket, index);
         let (slot, cas) = self.shared.load(&name);
         if let (Some(slot), Some(cas)) = (slot, cas)
             && slot.starts_with(&token.0)
@@ -576,7 +576,7 @@ pub(super) fn local(knowledge: &Knowledge, command: &Command, now: Timestamp) ->
         }
         Change::Remove => Some(Knowledge { known: None, asking: knowledge.asking }),
     };
-    let (says, next) = match life::apply(knowledge.head(), command, now) {
+    let (says, next) = match transitions::apply(knowledge.head(), command, now) {
         Verdict::Claimed { attempt, change } => {
             (Says::Other(Reply::Claimed { attempt }), next(change))
         }

@@ -17,7 +17,7 @@ pub struct Capacity {
 
 /// The shape of the table. Part of its keys: tables of two shapes do not mix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Geometry {
+pub(super) struct Layout {
     /// A power of two.
     pub(super) buckets: u32,
     /// Entries in a bucket.
@@ -48,7 +48,7 @@ const MOST_WAYS: u32 = 256;
 /// What an answer of the largest body takes beyond it: headers, of which Envoy takes 60 KiB by default.
 const HEADERS_BYTES: u64 = 64 * 1024;
 
-impl Geometry {
+impl Layout {
     pub(super) fn of(capacity: Capacity) -> Result<Self, TooManyEntries> {
         let heads = u64::from(capacity.entries) * ENTRY_BYTES as u64;
         if heads > capacity.budget_bytes / 2 {
@@ -77,23 +77,23 @@ fn previous_power_of_two(number: u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn geometry(entries: u32, budget_mib: u64, largest_kib: usize) -> Geometry {
+    fn layout(entries: u32, budget_mib: u64, largest_kib: usize) -> Layout {
         let capacity =
             Capacity { entries, budget_bytes: budget_mib << 20, largest_answer: largest_kib << 10 };
-        Geometry::of(capacity).unwrap()
+        Layout::of(capacity).unwrap()
     }
 
     #[test]
     fn the_default_table_holds_a_largest_answer_in_each_bucket() {
-        let geometry = geometry(16_384, 64, 256);
-        assert_eq!((geometry.buckets, geometry.ways), (128, 128));
-        assert!(geometry.answer_bytes >= (256 + 64) << 10);
+        let layout = layout(16_384, 64, 256);
+        assert_eq!((layout.buckets, layout.ways), (128, 128));
+        assert!(layout.answer_bytes >= (256 + 64) << 10);
     }
 
     #[test]
     fn small_answers_make_many_small_buckets() {
-        let geometry = geometry(65_536, 64, 1);
-        assert_eq!((geometry.buckets, geometry.ways), (512, 128));
+        let layout = layout(65_536, 64, 1);
+        assert_eq!((layout.buckets, layout.ways), (512, 128));
     }
 
     #[test]
@@ -106,14 +106,14 @@ mod tests {
                         budget_bytes: budget << 20,
                         largest_answer: largest << 10,
                     };
-                    let Ok(geometry) = Geometry::of(capacity) else { continue };
-                    let all = u64::from(geometry.buckets) * geometry.ways as u64;
+                    let Ok(layout) = Layout::of(capacity) else { continue };
+                    let all = u64::from(layout.buckets) * layout.ways as u64;
                     assert!(all <= u64::from(entries) && all * 2 > u64::from(entries));
                     let ways = FEWEST_WAYS as usize..=MOST_WAYS as usize;
-                    assert!(ways.contains(&geometry.ways), "{capacity:?} {geometry:?}");
-                    let bytes = all * ENTRY_BYTES as u64
-                        + geometry.answer_bytes * u64::from(geometry.buckets);
-                    assert!(bytes <= budget << 20, "{capacity:?} {geometry:?}");
+                    assert!(ways.contains(&layout.ways), "{capacity:?} {layout:?}");
+                    let bytes =
+                        all * ENTRY_BYTES as u64 + layout.answer_bytes * u64::from(layout.buckets);
+                    assert!(bytes <= budget << 20, "{capacity:?} {layout:?}");
                 }
             }
         }
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_budget_that_heads_alone_would_take_is_refused() {
         let capacity = Capacity { entries: 1_000_000, budget_bytes: 1 << 20, largest_answer: 1 };
-        let error = Geometry::of(capacity).unwrap_err();
+        let error = Layout::of(capacity).unwrap_err();
         let least = (2 * 1_000_000 * ENTRY_BYTES).div_ceil(1 << 20);
         let wanted =
             format!("too small for so many entries, wanted a budget of {least}MiB or more");

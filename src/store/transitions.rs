@@ -66,7 +66,7 @@ fn standing(record: Option<&Head>, now: Timestamp) -> Standing<'_> {
 
 /// How little is lost when a record goes to make room for another; the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Worth {
+pub enum EvictionPriority {
     /// It is finished and its time is over.
     Nothing,
     /// A question that is on its way to the shared store: its coalescing.
@@ -82,12 +82,12 @@ pub enum Worth {
 }
 
 /// What is lost when `record` goes.
-pub fn worth(record: &Head, now: Timestamp) -> Worth {
+pub fn eviction_priority(record: &Head, now: Timestamp) -> EvictionPriority {
     match standing(Some(record), now) {
-        Standing::Absent => Worth::Nothing,
-        Standing::Over(_) => Worth::Attempts,
-        Standing::Finished(_) => Worth::Answer,
-        Standing::Ongoing(_) | Standing::Unknown(..) => Worth::Claim,
+        Standing::Absent => EvictionPriority::Nothing,
+        Standing::Over(_) => EvictionPriority::Attempts,
+        Standing::Finished(_) => EvictionPriority::Answer,
+        Standing::Ongoing(_) | Standing::Unknown(..) => EvictionPriority::Claim,
     }
 }
 

@@ -13,7 +13,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One connection, or none.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Reconnect {
     state: State,
     /// Connections in a row that ended before they were of any use.
     failures: u32,
@@ -27,7 +27,7 @@ enum State {
     Open { last_sign: Timestamp },
 }
 
-impl Link {
+impl Reconnect {
     /// `seed` differs from worker to worker, so that they do not come back all at once.
     pub(super) fn new(seed: u64) -> Self {
         let state = State::Closed { retry_at: Timestamp::default() };
@@ -119,35 +119,35 @@ mod tests {
 
     #[test]
     fn pauses_grow_up_to_a_second_and_end_when_redis_answers() {
-        let mut link = Link::new(7);
+        let mut reconnect = Reconnect::new(7);
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            link.closed(true, at(0));
-            pauses.push(link.retry_at().unwrap().as_millis());
+            reconnect.closed(true, at(0));
+            pauses.push(reconnect.retry_at().unwrap().as_millis());
         }
         assert!((25..50).contains(&pauses[0]), "{pauses:?}");
         assert!((500..1_000).contains(&pauses[9]), "{pauses:?}");
-        link.opened(at(0));
-        link.heard(at(0));
-        link.proved();
-        link.closed(true, at(0));
-        assert!(link.retry_at().unwrap() < at(50));
+        reconnect.opened(at(0));
+        reconnect.heard(at(0));
+        reconnect.proved();
+        reconnect.closed(true, at(0));
+        assert!(reconnect.retry_at().unwrap() < at(50));
     }
 
     #[test]
     fn a_connection_that_nobody_missed_is_opened_again_at_once() {
-        let mut link = Link::new(7);
-        link.opened(at(5));
-        link.closed(false, at(10));
-        assert!(link.begin(at(10)) && !link.begin(at(10)));
+        let mut reconnect = Reconnect::new(7);
+        reconnect.opened(at(5));
+        reconnect.closed(false, at(10));
+        assert!(reconnect.begin(at(10)) && !reconnect.begin(at(10)));
     }
 
     #[test]
     fn two_workers_do_not_come_back_together() {
         let pause = |seed| {
-            let mut link = Link::new(seed);
-            (0..6).for_each(|_| link.closed(true, at(0)));
-            link.retry_at()
+            let mut reconnect = Reconnect::new(seed);
+            (0..6).for_each(|_| reconnect.closed(true, at(0)));
+            reconnect.retry_at()
         };
         assert_ne!(pause(3), pause(1_234_567));
     }

@@ -62,20 +62,20 @@ impl Decoder {
 /// Whether an array's parts, as far as they have come, are arrays in turn. No reply to a command of ours has
 /// any, and the decoder would follow them by recursion, as deep as somebody likes.
 fn has_array_inside(array: &[u8]) -> Result<bool, Broken> {
-    let Some(Line { text, mut rest }) = line(array)? else { return Ok(false) };
+    let Some(TextLine { text, mut rest }) = line(array)? else { return Ok(false) };
     for _ in 0..number(text).unwrap_or(0) {
         rest = match rest.first() {
             None => return Ok(false),
             Some(b'*') => return Ok(true),
             Some(b'$') => {
-                let Some(Line { text, rest }) = line(rest)? else { return Ok(false) };
+                let Some(TextLine { text, rest }) = line(rest)? else { return Ok(false) };
                 // Null, of length -1, has no bytes and no end of line.
                 let skipped = number(text).map_or(0, |length| length.saturating_add(2));
                 let Some(rest) = rest.get(skipped..) else { return Ok(false) };
                 rest
             }
             Some(_) => {
-                let Some(Line { rest, .. }) = line(rest)? else { return Ok(false) };
+                let Some(TextLine { rest, .. }) = line(rest)? else { return Ok(false) };
                 rest
             }
         };
@@ -88,19 +88,19 @@ fn number(text: &[u8]) -> Option<usize> {
 }
 
 /// A line without its first byte, and what follows it.
-struct Line<'a> {
+struct TextLine<'a> {
     text: &'a [u8],
     rest: &'a [u8],
 }
 
 /// The first line of these bytes; `None` until it is whole.
-fn line(bytes: &[u8]) -> Result<Option<Line<'_>>, Broken> {
+fn line(bytes: &[u8]) -> Result<Option<TextLine<'_>>, Broken> {
     let end = bytes.windows(2).take(LONGEST_LINE).position(|pair| pair == b"\r\n");
     let Some(end) = end else {
         return if bytes.len() > LONGEST_LINE { Err(Broken) } else { Ok(None) };
     };
     let line = bytes.get(1..end).zip(bytes.get(end.saturating_add(2)..));
-    Ok(line.map(|(text, rest)| Line { text, rest }))
+    Ok(line.map(|(text, rest)| TextLine { text, rest }))
 }
 
 /// Writes a command behind what is in `out`.
