@@ -204,13 +204,17 @@ impl<S: SharedData> Tiers<S> {
             }
             // Ongoing there, so it is here until the lease is over.
             (Command::MarkUnknown { .. }, reply @ Err(_)) => concluded(reply, Wake::NOBODY),
+            // A heartbeat that came behind the end of its own claim says nothing of that end.
+            (Command::Extend { token, .. }, reply) => {
+                let ongoing = |known: &Known| matches!(known.head.state, State::Ongoing { .. });
+                concluded(reply, self.give_up(key, *token, &ongoing, now))
+            }
             (
                 Command::Release { token, .. }
-                | Command::Extend { token, .. }
                 | Command::Complete { token, .. }
                 | Command::MarkUnknown { token, .. },
                 reply,
-            ) => concluded(reply, self.give_up(key, *token, now)),
+            ) => concluded(reply, self.give_up(key, *token, &|_| true, now)),
         }
     }
 
@@ -349,13 +353,21 @@ impl<S: SharedData> Tiers<S> {
         (known, knowledge.asking)
     }
 
-    /// Nothing runs by this token any more, and nothing of it is to be remembered.
-    fn give_up(&self, key: Key, token: Token, now: Timestamp) -> Wake {
+    /// Nothing runs by this token any more. What is known of it is forgotten if it is `meant`, and unless
+    /// the shared store has its answer or knows nothing of it.
+    fn give_up(
+        &self,
+        key: Key,
+        token: Token,
+        meant: &dyn Fn(&Known) -> bool,
+        now: Timestamp,
+    ) -> Wake {
         let forget = |knowledge: &Knowledge| {
-            let known = knowledge.known.clone();
-            let known =
-                known.filter(|known| known.kind == Kind::LocalOnly || known.head.token != token);
-            (known, without(knowledge.asking, token))
+            let stays = |known: &Known| match known.kind {
+                Kind::LocalOnly | Kind::Cached => true,
+                Kind::Own | Kind::Snapshot => known.head.token != token || !meant(known),
+            };
+            (knowledge.known.clone().filter(stays), without(knowledge.asking, token))
         };
         self.change(key, &forget, now)
     }

@@ -22,6 +22,8 @@ struct Execution {
     own_lease_until: u64,
     /// From then on it may run again in its own Envoy; `None` while nothing has ended it.
     own_free_at: Option<u64>,
+    /// It ended with an outcome that nobody knows.
+    is_unknown: bool,
     completed_until: Option<u64>,
 }
 
@@ -88,6 +90,7 @@ impl Ledger {
             Command::Release { .. } => execution.own_free_at = Some(now),
             Command::MarkUnknown { .. } => {
                 let from = now.min(execution.own_lease_until);
+                execution.is_unknown = true;
                 execution.own_free_at.get_or_insert(from + unknown_for);
             }
         }
@@ -118,10 +121,10 @@ impl Ledger {
         for earlier in self.executions.iter().filter(|earlier| earlier.operation == operation) {
             let lapses = |lease: u64| lease + rule.unknown_for;
             let by_redis = earlier.redis_free_at.or(earlier.redis_lease_until.map(lapses));
-            let by_owner = earlier.own_free_at.unwrap_or_else(|| {
-                let own = lapses(earlier.own_lease_until);
-                by_redis.map_or(own, |redis| own.min(redis))
-            });
+            let own = earlier.own_free_at.unwrap_or(lapses(earlier.own_lease_until));
+            // Redis may have missed heartbeats, so that the claim lapsed there before.
+            let may_lapse = earlier.is_unknown || earlier.own_free_at.is_none();
+            let by_owner = by_redis.filter(|_| may_lapse).map_or(own, |redis| own.min(redis));
             let (free_at, at) = match (rule.on_store_error, memory) {
                 ("pass", false) => continue,
                 // Duplicates that meet in one Envoy run once, whatever Redis does.
@@ -150,6 +153,7 @@ impl Ledger {
             redis_lease_until: claim.map(|(_, _, lease_until)| lease_until),
             own_lease_until: now + rule.lease,
             own_free_at: None,
+            is_unknown: false,
             completed_until: None,
         });
     }

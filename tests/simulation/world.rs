@@ -24,6 +24,8 @@ const WORKERS: usize = 2;
 const CLIENTS: usize = 70;
 const CROWD: usize = 60;
 const IDS: u64 = 3;
+/// Those of a busy moment, each of which is asked for by few.
+const BUSY_IDS: u64 = 100;
 /// Clients come within this time; the run then goes on until nothing is left to happen.
 const ARRIVALS_MILLIS: u64 = 12_000;
 /// Longer than a lease.
@@ -52,7 +54,6 @@ enum Event {
     },
     FromRedis {
         connection: Socket,
-        bytes: Vec<u8>,
     },
     Closed {
         connection: Socket,
@@ -131,6 +132,8 @@ pub struct World {
     /// When the last bytes of a connection come, to Redis and back: none overtakes another.
     to_redis_at: HashMap<Socket, u64>,
     from_redis_at: HashMap<Socket, u64>,
+    /// What is on its way from Redis, read by read.
+    reads: HashMap<Socket, VecDeque<Vec<u8>>>,
     /// Connections that broke: what is written on them is lost, or comes so much later.
     broken: HashMap<Socket, Option<u64>>,
     ledger: Ledger,
@@ -197,6 +200,7 @@ impl World {
             subscribed: HashSet::new(),
             to_redis_at: HashMap::new(),
             from_redis_at: HashMap::new(),
+            reads: HashMap::new(),
             broken: HashMap::new(),
             ledger: Ledger::default(),
             frozen: None,
@@ -225,6 +229,16 @@ impl World {
             for _ in 0..CROWD {
                 let after = at + self.random.below(30);
                 self.after(after, Event::Arrives { envoy: 0, rule, id: 0 });
+            }
+        }
+        if self.faults.busy {
+            let at = self.random.below(ARRIVALS_MILLIS);
+            let rule = self.random.below(RULES.len() as u64) as usize;
+            for number in 0..CROWD as u64 {
+                let after = at + self.random.below(10);
+                // Some of one key, most of others.
+                let id = BUSY_IDS + number * 3 / 4;
+                self.after(after, Event::Arrives { envoy: 0, rule, id });
             }
         }
         let start = self.now + self.random.below(ARRIVALS_MILLIS);
@@ -281,7 +295,7 @@ impl World {
             | Event::BodyEnds { stream }
             | Event::StreamEnds { stream }
             | Event::ClientGone { stream } => self.streams.get(*stream).map(|stream| stream.worker),
-            Event::FromRedis { connection, .. } | Event::Closed { connection } => {
+            Event::FromRedis { connection } | Event::Closed { connection } => {
                 Some(connection.worker)
             }
             Event::Message { worker, .. } | Event::WorkerTick { worker, .. } => Some(*worker),
@@ -313,7 +327,9 @@ impl World {
                 }
             }
             Event::ToRedis { connection, bytes } => self.arrive_at_redis(connection, bytes),
-            Event::FromRedis { connection, bytes } => {
+            Event::FromRedis { connection } => {
+                let bytes = self.reads.get_mut(&connection).and_then(VecDeque::pop_front);
+                let bytes = bytes.unwrap_or_default();
                 if self.is_current(connection) && !self.broken.contains_key(&connection) {
                     // A reply to a claim says what Redis's clock is at; those are longer than others.
                     if connection.line == Connection::Commands
@@ -330,7 +346,7 @@ impl World {
             Event::Closed { connection } => {
                 if self.is_current(connection) {
                     self.workers[connection.worker].connections.remove(&connection.line);
-                    self.totals.reconnects += 1;
+                    self.totals.reconnects += u64::from(connection.line == Connection::Commands);
                     self.fact(connection.worker, Fact::Closed(connection.line));
                     self.root_callback(connection.worker);
                 }
@@ -500,7 +516,7 @@ impl World {
                 front::Order::Write(line, bytes) => self.write(worker, line, bytes),
                 front::Order::Close(line) => {
                     self.workers[worker].connections.remove(&line);
-                    self.totals.reconnects += 1;
+                    self.totals.reconnects += u64::from(line == Connection::Commands);
                 }
                 front::Order::Call(..) => panic!("nobody has Webdis"),
                 front::Order::Wake(key) => self.message(worker, key, true),
@@ -646,10 +662,18 @@ impl World {
     }
 
     fn answer_from_redis(&mut self, connection: Socket, bytes: Vec<u8>) {
-        let at = self.now + 1 + self.random.below(20);
-        let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
-        self.from_redis_at.insert(connection, at);
-        self.after(at - self.now, Event::FromRedis { connection, bytes });
+        let reads = self.reads.entry(connection).or_default();
+        // What is on its way already may come in the same read.
+        match reads.back_mut() {
+            Some(last) if self.random.chance(80) => last.extend(bytes),
+            Some(_) | None => {
+                reads.push_back(bytes);
+                let at = self.now + 1 + self.random.below(20);
+                let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
+                self.from_redis_at.insert(connection, at);
+                self.after(at - self.now, Event::FromRedis { connection });
+            }
+        }
     }
 
     fn count(&mut self, command: &Command, verdict: &Verdict) {
