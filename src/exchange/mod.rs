@@ -161,9 +161,6 @@ pub enum Flow {
     Continue,
     /// Keep it.
     Hold,
-    /// Of a piece of the response's body: let it through but for its last byte, which goes with whatever
-    /// comes next. It is for pieces that are too large to be held.
-    KeepLastByte,
 }
 
 /// What follows from an input.

@@ -1,7 +1,7 @@
 //! The right to run was given: the origin answers, and the answer is recorded on its way.
 
 use super::claim::Claim;
-use super::settle::{self, Rest, Tail, settle};
+use super::settle::{Rest, Tail, settle};
 use super::source::{Source, source};
 use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, number, value};
 use crate::config::Rule;
@@ -233,11 +233,7 @@ impl Recording {
         match input {
             Input::ResponseBody { chunk, length, end_of_stream } => {
                 let is_last = self.tail.take(length, end_of_stream);
-                let mut then = self.more(context, chunk, is_last);
-                if is_last {
-                    then.flow = settle::hold(length, end_of_stream);
-                }
-                then
+                self.more(context, chunk, is_last)
             }
             Input::ResponseTrailers => self.finish(context),
             // Died in the middle, at the origin or at the client: it ran, and nobody has the answer.

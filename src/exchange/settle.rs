@@ -94,21 +94,6 @@ impl Tail {
     }
 }
 
-/// The longest piece that is held whole: a frame of HTTP/2 (RFC 9113 section 4.2), and half of the least
-/// that Envoy is known to be set up to buffer, 32 KiB. Past its limit Envoy would cut the answer off.
-const LONGEST_HELD: usize = 16 * 1024;
-
-/// How to keep a client from having all of an answer whose last byte is in this piece.
-pub(super) fn hold(length: usize, end_of_stream: bool) -> Flow {
-    match (length <= LONGEST_HELD, end_of_stream) {
-        (true, _) => Flow::Hold,
-        (false, false) => Flow::KeepLastByte,
-        // Nothing comes after it, so its last byte could not go later. Its client may be faster than the
-        // record by as long as that takes, and would be told that the first still runs.
-        (false, true) => Flow::Continue,
-    }
-}
-
 /// The client gets this answer, and there is nothing to settle.
 pub(super) fn answer(rule: &Rc<Rule>, reply: LocalReply) -> Then {
     let untyped = is_untyped(&reply);
@@ -224,10 +209,7 @@ impl Settling {
             Input::Tick => self.retry(context, now),
             Input::ResponseBody { length, end_of_stream, .. } => {
                 let is_last = self.tail.take(length, end_of_stream);
-                let flow = match self.flow() {
-                    Flow::Hold if is_last => hold(length, end_of_stream),
-                    Flow::Hold | Flow::Continue | Flow::KeepLastByte => Flow::Continue,
-                };
+                let flow = if is_last { self.flow() } else { Flow::Continue };
                 Then::new(State::Settling(self), flow)
             }
             Input::ResponseTrailers => {

@@ -71,10 +71,8 @@ struct Stream {
     exchange: Option<Exchange>,
     /// The direction that waits for our word.
     held: Option<Direction>,
-    /// Bytes of the held body that were read before: its callbacks give it whole each time.
+    /// Bytes of the request's held body that were read before.
     consumed: usize,
-    /// The last byte of an answer, which was kept when the rest went on.
-    kept_byte: Option<u8>,
     /// Envoy still has it.
     alive: bool,
 }
@@ -147,13 +145,7 @@ impl Worker {
             return Flow::Hold;
         };
         let exchange = Exchange::new(self.config.clone(), self.nonce.clone(), self.tokens.next());
-        let stream = Stream {
-            exchange: Some(exchange),
-            held: None,
-            consumed: 0,
-            kept_byte: None,
-            alive: true,
-        };
+        let stream = Stream { exchange: Some(exchange), held: None, consumed: 0, alive: true };
         self.streams.insert(id, stream);
         let input = Input::RequestHeaders {
             headers: &headers,
@@ -193,8 +185,9 @@ impl Worker {
             self.bodies_come = true;
             self.probes.clear();
         }
-        // What was held before is still in the buffer; what was let through is not.
-        let start = if stream.held == Some(direction) { stream.consumed.min(size) } else { 0 };
+        // Each callback shows all of a request's body that is held, and of an answer's the new bytes alone.
+        let held = direction == Direction::Request && stream.held == Some(direction);
+        let start = if held { stream.consumed.min(size) } else { 0 };
         let wanted = stream.exchange.as_ref().is_some_and(Exchange::wants_bytes);
         let length = size - start;
         let chunk = if wanted { abi::body(direction, start, length) } else { Vec::new() };
@@ -203,31 +196,7 @@ impl Worker {
             Direction::Request => Input::RequestBody { chunk: &chunk, end_of_stream },
             Direction::Response => Input::ResponseBody { chunk: &chunk, length, end_of_stream },
         };
-        let flow = self.called(id, direction, input);
-        if direction == Direction::Response {
-            self.last_byte(id, flow, size);
-        }
-        flow
-    }
-
-    /// Keeps the last byte of a piece, or gives the one that was kept back with the next. Only in a callback
-    /// of the response's body.
-    fn last_byte(&mut self, id: u32, flow: Flow, size: usize) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if let Some(byte) = stream.kept_byte.take() {
-            let given = abi::replace_body(Direction::Response, 0, 0, &[byte]);
-            warn("give a byte back", given);
-            self.forget_if_over(id);
-        } else if flow == Flow::KeepLastByte {
-            // Envoy can replace the front of a body, and nothing in its middle or at its end.
-            let mut piece = abi::body(Direction::Response, 0, size);
-            let last = piece.pop();
-            let taken = abi::replace_body(Direction::Response, 0, size, &piece);
-            if taken.is_ok() {
-                stream.kept_byte = last;
-            }
-            warn("keep a byte", taken);
-        }
+        self.called(id, direction, input)
     }
 
     pub(super) fn trailers(&mut self, id: u32, direction: Direction) -> Flow {
@@ -306,10 +275,8 @@ impl Worker {
         if let Some(stream) = self.streams.get_mut(&id) {
             match flow {
                 Flow::Hold => stream.held = Some(direction),
-                Flow::Continue | Flow::KeepLastByte if stream.held == Some(direction) => {
-                    stream.held = None;
-                }
-                Flow::Continue | Flow::KeepLastByte => {}
+                Flow::Continue if stream.held == Some(direction) => stream.held = None,
+                Flow::Continue => {}
             }
         }
         self.forget_if_over(id);
@@ -359,10 +326,7 @@ impl Worker {
     }
 
     fn forget_if_over(&mut self, id: u32) {
-        let over = |stream: &Stream| {
-            let owes = stream.alive && stream.kept_byte.is_some();
-            !owes && stream.exchange.as_ref().is_none_or(Exchange::is_over)
-        };
+        let over = |stream: &Stream| stream.exchange.as_ref().is_none_or(Exchange::is_over);
         if self.streams.get(&id).is_some_and(over) {
             self.streams.remove(&id);
             self.timers.set(id, None);

@@ -22,6 +22,7 @@ mod fleet;
 mod flood;
 mod harness;
 mod keys;
+mod last_byte;
 mod leases;
 mod ongoing;
 mod outcomes;
