@@ -202,7 +202,7 @@ impl AwaitBody {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::RequestBody { chunk, end_of_stream } => {
+            Input::RequestBody { chunk, end_of_stream, .. } => {
                 let limit = self.rule.limits.request_body;
                 if self.body.len().saturating_add(chunk.len()) > limit {
                     return Left::Refused(too_large(limit)).conclude(context, &self.rule);

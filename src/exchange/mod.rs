@@ -5,11 +5,14 @@ mod claim;
 mod decide;
 mod detached;
 mod origin;
+mod owed;
 mod pending;
 mod settle;
 mod source;
 
 pub use detached::{Fetched, Outgoing};
+
+use owed::{Meaning, Owed, RequestEnd};
 
 use crate::config::{Config, Rule};
 use crate::key::{Attributes, Key};
@@ -18,6 +21,10 @@ use crate::store::{Command, Reply, StoreError};
 use crate::telemetry::{Counter, Incident, Outcome, Report, header};
 use crate::time::Timestamp;
 use std::rc::Rc;
+
+/// The body that a request may have that no rule protects, in bytes, if an answer is to wait for its end: what a
+/// rule allows by default.
+const LIMIT: usize = 256 * 1024;
 
 /// Header names and values as Envoy gives them, pseudo-headers first, in order, duplicates kept.
 pub type Headers = [(Vec<u8>, Vec<u8>)];
@@ -50,6 +57,9 @@ pub type Headers = [(Vec<u8>, Vec<u8>)];
 pub struct Exchange {
     context: Context,
     state: State,
+    request_end: RequestEnd,
+    /// An answer that waits for the request's end.
+    owed: Option<Owed>,
 }
 
 /// A fact.
@@ -67,6 +77,8 @@ pub enum Input<'a> {
     RequestBody {
         /// Empty when [`Exchange::wants_bytes`] is false.
         chunk: &'a [u8],
+        /// How many bytes they are, whether they are given or not.
+        length: usize,
         /// The request ends here. Never true when trailers follow.
         end_of_stream: bool,
     },
@@ -161,6 +173,9 @@ pub enum Flow {
     Continue,
     /// Keep it.
     Hold,
+    /// Throw it away: a piece of the request's body that nobody needs. What was held of the body before
+    /// goes with it.
+    Discard,
 }
 
 /// What follows from an input.
@@ -181,12 +196,15 @@ impl Exchange {
     /// `token` is 16 fresh random bytes: whoever guesses it can end the claim. `nonce` is what this process
     /// knows its own requests by when they come back through `via`, and nobody else.
     pub fn new(config: Rc<Config>, nonce: Rc<str>, token: crate::record::Token) -> Self {
-        Self { context: Context { config, nonce, token, asked: 0 }, state: State::Fresh }
+        let context = Context { config, nonce, token, asked: 0 };
+        Self { context, state: State::Fresh, request_end: RequestEnd::default(), owed: None }
     }
 
     /// Takes a fact, consumes what was, and says what follows.
     pub fn handle(self, input: Input<'_>, now: Timestamp) -> Step {
-        let Self { mut context, state } = self;
+        let Self { mut context, state, mut request_end, owed } = self;
+        request_end.notice(&input);
+        let meaning = Meaning::of(&input);
         let shadow = state.rule().is_some_and(|rule| rule.shadow);
         let then = match state {
             State::Fresh => begin::fresh(&mut context, input, now),
@@ -204,27 +222,25 @@ impl Exchange {
             State::Over => Then::new(State::Over, Flow::Continue),
         };
         let shadow = shadow || then.state.rule().is_some_and(|rule| rule.shadow);
-        let then = if shadow { then.in_shadow() } else { then };
-        Step { next: Self { context, state: then.state }, flow: then.flow, orders: then.orders }
+        let Then { state, mut flow, mut orders } = if shadow { then.in_shadow() } else { then };
+        let owed = match owed {
+            Some(owed) => {
+                let (owed, becomes) = owed.go_on(meaning, &request_end, &mut orders, now);
+                flow = becomes.unwrap_or(flow);
+                owed
+            }
+            None => {
+                let limit = state.rule().map_or(LIMIT, |rule| rule.limits.request_body);
+                Owed::take(&mut orders, &request_end, limit, now)
+            }
+        };
+        Step { next: Self { context, state, request_end, owed }, flow, orders }
     }
 
     /// When the machine wants a `Tick`, if nothing comes before. May be in the past: then at once.
     pub fn alarm(&self) -> Option<Timestamp> {
-        match &self.state {
-            State::Waiting(state) => Some(state.alarm()),
-            State::Queued(state) => Some(state.alarm()),
-            State::AwaitOrigin(state) => Some(state.alarm()),
-            State::Dispatched(state) => state.alarm(),
-            State::Recording(state) => Some(state.alarm()),
-            State::Settling(state) => state.alarm(),
-            State::Fresh
-            | State::AwaitBody(_)
-            | State::AwaitClaim(_)
-            | State::Disowned(_)
-            | State::Returned(_)
-            | State::Passing(_)
-            | State::Over => None,
-        }
+        let owed = self.owed.as_ref().map(Owed::alarm);
+        self.state.alarm().into_iter().chain(owed).min()
     }
 
     /// The bytes of the next body chunk matter; else the host need not copy them.
@@ -254,6 +270,9 @@ impl Exchange {
     /// Nothing that may still come would change anything: the host may forget the exchange. Never
     /// before everything that is owed to the store is settled.
     pub fn is_over(&self) -> bool {
+        if self.owed.is_some() {
+            return false;
+        }
         match &self.state {
             State::Over => true,
             State::Passing(passing) => {
@@ -323,6 +342,24 @@ enum State {
 }
 
 impl State {
+    fn alarm(&self) -> Option<Timestamp> {
+        match self {
+            Self::Waiting(state) => Some(state.alarm()),
+            Self::Queued(state) => Some(state.alarm()),
+            Self::AwaitOrigin(state) => Some(state.alarm()),
+            Self::Dispatched(state) => state.alarm(),
+            Self::Recording(state) => Some(state.alarm()),
+            Self::Settling(state) => state.alarm(),
+            Self::Fresh
+            | Self::AwaitBody(_)
+            | Self::AwaitClaim(_)
+            | Self::Disowned(_)
+            | Self::Returned(_)
+            | Self::Passing(_)
+            | Self::Over => None,
+        }
+    }
+
     fn rule(&self) -> Option<&Rule> {
         match self {
             Self::AwaitBody(state) => Some(state.rule()),

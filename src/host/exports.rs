@@ -1,7 +1,7 @@
 //! What Envoy calls (proxy-wasm ABI 0.2.1), and the context that each call is for.
 //!
 //! The public SDK is not used. Its body callbacks can return two of the four statuses that Envoy
-//! understands, without [`BodyStatus::StopAndWatermark`], and it panics on a context or token that it does not know: in a VM that
+//! understands ([`BodyStatus`]), and it panics on a context or token that it does not know: in a VM that
 //! all streams of a worker share.
 
 #![allow(unsafe_code, reason = "an export keeps its name, and the ABI hands over raw memory")]
@@ -32,6 +32,8 @@ pub(super) enum BodyStatus {
     /// It is kept. When more comes than Envoy may buffer, Envoy stops reading. Each callback shows the new
     /// bytes alone.
     StopAndWatermark = 2,
+    /// It is thrown away.
+    StopNoBuffer = 3,
 }
 
 /// Whom a callback is for.

@@ -223,6 +223,7 @@ impl Stream {
             (Flow::Hold, Direction::Request) => BodyStatus::StopAndBuffer,
             // The end of an answer, in whatever piece it comes: it must not be cut off.
             (Flow::Hold, Direction::Response) => BodyStatus::StopAndWatermark,
+            (Flow::Discard, _) => BodyStatus::StopNoBuffer,
         }
     }
 
@@ -259,6 +260,6 @@ impl Stream {
 const fn head_status(flow: Flow) -> HeadStatus {
     match flow {
         Flow::Continue => HeadStatus::Continue,
-        Flow::Hold => HeadStatus::Stop,
+        Flow::Hold | Flow::Discard => HeadStatus::Stop,
     }
 }

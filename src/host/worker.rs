@@ -57,11 +57,19 @@ pub(super) struct Worker {
     nonce: Rc<str>,
     /// Streams whose body may be kept back, with the bytes that Envoy had received at the headers.
     probes: VecDeque<(u32, Vec<u8>)>,
-    /// A body came while its headers were held: `allow_on_headers_stop_iteration` is on.
-    bodies_come: bool,
+    bodies: Bodies,
     tick: Duration,
     /// Envoy has said that this is the end.
     ending: bool,
+}
+
+/// Whether Envoy hands over bodies whose headers are held: `allow_on_headers_stop_iteration`, which only
+/// shows in what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bodies {
+    Unknown,
+    Come,
+    Blocked,
 }
 
 /// A request on its way.
@@ -112,7 +120,7 @@ impl Worker {
             calls: Calls::default(),
             nonce,
             probes: VecDeque::new(),
-            bodies_come: false,
+            bodies: Bodies::Unknown,
             tick: Duration::ZERO,
             ending: false,
         }
@@ -153,7 +161,9 @@ impl Worker {
             end_of_stream,
         };
         let flow = self.called(id, Direction::Request, input);
-        self.probe(id, end_of_stream);
+        if !end_of_stream {
+            self.probe(id);
+        }
         flow
     }
 
@@ -179,10 +189,9 @@ impl Worker {
         end_of_stream: bool,
     ) -> Flow {
         let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
-        let probed = |(probed, _): &(u32, Vec<u8>)| *probed == id;
-        if direction == Direction::Request && !self.bodies_come && self.probes.iter().any(probed) {
+        if direction == Direction::Request && stream.held == Some(direction) {
             // What holds for one stream holds for all.
-            self.bodies_come = true;
+            self.bodies = Bodies::Come;
             self.probes.clear();
         }
         // Each callback shows all of a request's body that is held, and of an answer's the new bytes alone.
@@ -193,10 +202,18 @@ impl Worker {
         let chunk = if wanted { abi::body(direction, start, length) } else { Vec::new() };
         stream.consumed = size;
         let input = match direction {
-            Direction::Request => Input::RequestBody { chunk: &chunk, end_of_stream },
+            Direction::Request => Input::RequestBody { chunk: &chunk, length, end_of_stream },
             Direction::Response => Input::ResponseBody { chunk: &chunk, length, end_of_stream },
         };
-        self.called(id, direction, input)
+        let flow = self.called(id, direction, input);
+        if flow == Flow::Discard {
+            // What was held before is in the same buffer.
+            warn("discard a body", abi::replace_body(direction, 0, size, &[]));
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.consumed = 0;
+            }
+        }
+        flow
     }
 
     pub(super) fn trailers(&mut self, id: u32, direction: Direction) -> Flow {
@@ -274,7 +291,7 @@ impl Worker {
         let flow = self.feed(id, input);
         if let Some(stream) = self.streams.get_mut(&id) {
             match flow {
-                Flow::Hold => stream.held = Some(direction),
+                Flow::Hold | Flow::Discard => stream.held = Some(direction),
                 Flow::Continue if stream.held == Some(direction) => stream.held = None,
                 Flow::Continue => {}
             }
@@ -398,30 +415,39 @@ impl Worker {
         answered
     }
 
-    /// Remembers to look whether the body of this request is kept back.
-    fn probe(&mut self, id: u32, end_of_stream: bool) {
-        let waits = |stream: &Stream| stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
-        if !self.bodies_come && !end_of_stream && self.streams.get(&id).is_some_and(waits) {
+    /// Remembers to look whether the body of this request is kept back; if that is known of others, says so at
+    /// once, unless that would refuse a request whose body may not have come yet.
+    fn probe(&mut self, id: u32) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        if stream.held != Some(Direction::Request) || self.bodies == Bodies::Come {
+            return;
+        }
+        let needs_it = stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
+        if self.bodies == Bodies::Blocked && !needs_it {
+            self.called(id, Direction::Request, Input::BodyBlocked);
+        } else {
             self.probes.push_back((id, received()));
             self.hurry_to(SHORT_TICK);
         }
     }
 
-    /// Refuses streams that have received more than their headers and were not given it. Each tick looks at
-    /// some of them, in turn.
+    /// Tells streams that have received more than their headers and were not given it. Each tick looks at some of
+    /// them, in turn.
     fn look_for_blocked(&mut self) {
         for _ in 0..self.probes.len().min(BATCH as usize) {
             if self.budget.is_spent() {
                 return;
             }
             let Some((id, before)) = self.probes.pop_front() else { return };
-            if !self.streams.contains_key(&id) || abi::set_effective_context(id).is_err() {
+            let held = |stream: &Stream| stream.held == Some(Direction::Request);
+            if !self.streams.get(&id).is_some_and(held) || abi::set_effective_context(id).is_err() {
                 continue;
             }
             if received() == before {
                 self.probes.push_back((id, before));
             } else {
                 self.budget.spend();
+                self.bodies = Bodies::Blocked;
                 self.come_back(id, Input::BodyBlocked);
             }
         }

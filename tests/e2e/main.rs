@@ -15,6 +15,7 @@ mod bypass;
 #[path = "../config_cases/mod.rs"]
 mod config_cases;
 mod configuration;
+mod connections;
 mod dashboards;
 mod detached;
 mod duplicates;

@@ -490,8 +490,14 @@ impl World {
         self.feed(stream, input);
         let body = format!("{{\"id\":{}}}", operation.1);
         let (first, second) = body.as_bytes().split_at(3);
-        self.feed(stream, Input::RequestBody { chunk: first, end_of_stream: false });
-        self.feed(stream, Input::RequestBody { chunk: second, end_of_stream: false });
+        self.feed(
+            stream,
+            Input::RequestBody { chunk: first, length: first.len(), end_of_stream: false },
+        );
+        self.feed(
+            stream,
+            Input::RequestBody { chunk: second, length: second.len(), end_of_stream: false },
+        );
         self.feed(stream, Input::RequestTrailers);
     }
 

@@ -33,11 +33,12 @@ pub(super) fn play(
     let mut step = exchange.handle(headers, NOW);
     let mut played = Played { held: step.flow == Flow::Hold, ..Played::default() };
     let mut questions = played.take(&mut step.orders);
-    if !ends && step.next.wants_bytes() {
-        let body = Input::RequestBody { chunk: &request.body, end_of_stream: true };
+    if !ends && (played.held || step.next.wants_bytes()) {
+        let length = request.body.len();
+        let body = Input::RequestBody { chunk: &request.body, length, end_of_stream: true };
         step = step.next.handle(body, NOW);
         played.held = step.flow == Flow::Hold;
-        questions = played.take(&mut step.orders);
+        questions = questions.or(played.take(&mut step.orders));
     }
     // A waiter asks twice: it watches, and looks again.
     for _ in 0..2 {
