@@ -76,7 +76,7 @@ pub(super) struct Disowned {
     whom: Whom,
     key: Key,
     question: Question,
-    give_up_at: Timestamp,
+    lease_until: Timestamp,
     rest: Rest,
 }
 
@@ -301,8 +301,8 @@ impl AwaitClaim {
                     context.answer(&rule, Outcome::StoreError, reply).after(self.unwatch());
                 if may_be_claimed && self.whom == Whom::Store {
                     // Nothing has run: without this, the key would be in doubt for nothing.
-                    let give_up_at = self.asked_at.after(rule.lease);
-                    settle::take_back(context, rule, self.pending.key, give_up_at)
+                    let lease_until = self.asked_at.after(rule.lease);
+                    settle::take_back(context, rule, self.pending.key, lease_until)
                         .after(answer.orders)
                 } else {
                     answer
@@ -314,9 +314,9 @@ impl AwaitClaim {
     fn disown(self, rest: Rest) -> Then {
         let orders = self.unwatch();
         let Pending { rule, key, .. } = self.pending;
-        let give_up_at = self.asked_at.after(rule.lease);
+        let lease_until = self.asked_at.after(rule.lease);
         let (whom, question) = (self.whom, self.question);
-        let state = Disowned { rule, whom, key, question, give_up_at, rest };
+        let state = Disowned { rule, whom, key, question, lease_until, rest };
         Then::new(State::Disowned(state), Flow::Continue).after(orders)
     }
 
@@ -423,9 +423,10 @@ impl Disowned {
                 // Ours, or perhaps ours. Nothing has run, and a release by who does not own changes
                 // nothing.
                 Ok(Reply::Claimed { .. } | Reply::Done | Reply::NotOwner) | Err(_) => {
+                    let given = matches!(reply, Ok(Reply::Claimed { .. }));
                     let command = Command::Release { key: self.key, token: context.token };
-                    let Self { rule, whom, give_up_at, rest, .. } = self;
-                    settle::settle_command(context, rule, whom, command, give_up_at, rest)
+                    let Self { rule, whom, lease_until, rest, .. } = self;
+                    settle::settle_command(context, rule, whom, command, lease_until, given, rest)
                 }
             },
             Input::StreamEnded => {

@@ -14,9 +14,13 @@ use crate::time::Timestamp;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Pause between two tries to write what ends a claim. A quarter of a second finds a store that was
-/// restarted soon after it is back, and costs one that is down four commands a second and claim.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// Pause before the second try to write what ends a claim: a store that was restarted is back soon. Each pause is
+/// twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause between two tries. A store that was away for long gets its record so much later at most; while
+/// it is away, each claim costs it one command in this time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The command that ends the claim is with the store.
 ///
@@ -29,8 +33,12 @@ pub(super) struct Settling {
     command: Command,
     /// The try in flight, or the time of the next.
     attempt: Attempt,
-    /// Past this point the claim may be somebody else's.
+    /// The pause after the try in flight, if it fails.
+    pause: Duration,
+    /// Up to here nobody else may have claimed the key, and the store takes the command.
     give_up_at: Timestamp,
+    /// The store has given the claim, as far as is known; else it may have.
+    given: bool,
     failed: bool,
     /// The client has got an answer of the filter's: its request is held for good.
     answered: bool,
@@ -87,10 +95,15 @@ impl Tail {
         Self { left: value(headers, "content-length").and_then(number::<u64>) }
     }
 
+    /// Everything has come that was announced.
+    pub(super) fn is_whole(self) -> bool {
+        self.left == Some(0)
+    }
+
     /// A piece of so many bytes has come; whether the last byte is in it.
     pub(super) fn take(&mut self, length: usize, end_of_stream: bool) -> bool {
         self.left = self.left.map(|left| left.saturating_sub(length as u64));
-        end_of_stream || self.left == Some(0)
+        end_of_stream || self.is_whole()
     }
 }
 
@@ -115,8 +128,13 @@ pub(super) fn settle(
     end: impl FnOnce(Claim) -> Command,
     rest: Rest,
 ) -> Then {
-    let (whom, give_up_at) = (claim.whom(), claim.lease_until());
-    settle_command(context, rule, whom, end(claim), give_up_at, rest)
+    let (whom, until) = (claim.whom(), claim.lease_until());
+    settle_command(context, rule, whom, end(claim), until, true, rest)
+}
+
+/// Past its lease a claim's outcome is unknown, and only after that somebody else may claim the key.
+fn taken_until(rule: &Rule, lease_until: Timestamp) -> Timestamp {
+    lease_until.after(rule.unknown_ttl)
 }
 
 /// Gives back what the store may have given although it failed: nothing has run. The client has its
@@ -125,16 +143,19 @@ pub(super) fn take_back(
     context: &mut Context,
     rule: Rc<Rule>,
     key: Key,
-    give_up_at: Timestamp,
+    lease_until: Timestamp,
 ) -> Then {
     let command = Command::Release { key, token: context.token };
     let (question, order) = context.ask(Whom::Store, command.clone());
+    let give_up_at = taken_until(&rule, lease_until);
     let settling = Settling {
         rule,
         whom: Whom::Store,
         command,
         attempt: Attempt::InFlight(question),
+        pause: first_pause(context),
         give_up_at,
+        given: false,
         failed: true,
         answered: true,
         tail: Tail::UNKNOWN,
@@ -145,16 +166,24 @@ pub(super) fn take_back(
     Then::new(State::Settling(settling), Flow::Hold).order(order)
 }
 
-/// Sends `command`, which ends a claim that lives until `give_up_at` for sure.
+/// The pauses of two exchanges differ by up to a quarter, so that those that an outage has left do not ask in step.
+fn first_pause(context: &Context) -> Duration {
+    let [byte, ..] = context.token.0;
+    FIRST_PAUSE - FIRST_PAUSE * u32::from(byte) / 1024
+}
+
+/// Sends `command`, which ends a claim that was given, or may have been, and whose lease lasts so long.
 pub(super) fn settle_command(
     context: &mut Context,
     rule: Rc<Rule>,
     whom: Whom,
     command: Command,
-    give_up_at: Timestamp,
+    lease_until: Timestamp,
+    given: bool,
     rest: Rest,
 ) -> Then {
     let (question, order) = context.ask(whom, command.clone());
+    let give_up_at = taken_until(&rule, lease_until);
     let stream_over = rest == Rest::Gone;
     let answered = matches!(rest, Rest::Answered(_));
     let (flow, tail, answer) = match rest {
@@ -168,7 +197,9 @@ pub(super) fn settle_command(
         whom,
         command,
         attempt: Attempt::InFlight(question),
+        pause: first_pause(context),
         give_up_at,
+        given,
         failed: false,
         answered,
         tail,
@@ -264,6 +295,8 @@ impl Settling {
         let rule = &self.rule.name;
         match reply {
             Ok(Reply::Done) => self.done(),
+            // It never was a claim, or has ended long ago.
+            Ok(Reply::NotOwner) if !self.given => self.done(),
             Ok(Reply::NotOwner) => {
                 let said = format!("{rule} {key}: the claim was lost; its end was not recorded");
                 self.done().order(Order::Log(Incident::ClaimLost, said))
@@ -275,7 +308,8 @@ impl Settling {
             Err(error) => {
                 let first = !self.failed;
                 self.failed = true;
-                self.attempt = Attempt::At(now.after(RETRY_PAUSE));
+                self.attempt = Attempt::At(now.after(self.pause).min(self.give_up_at));
+                self.pause = LONGEST_PAUSE.min(2 * self.pause);
                 let said = format!("{rule} {key}: the end of a claim was not recorded: {error}");
                 let records = matches!(self.command, Command::Complete { .. });
                 let flow = self.let_go();
@@ -302,7 +336,7 @@ impl Settling {
             }
             Attempt::At(_) if now >= self.give_up_at => {
                 let said = format!(
-                    "{} {}: gave up recording the end of a claim; it lapses into unknown",
+                    "{} {}: gave up recording the end of a claim: another may run by now",
                     self.rule.name,
                     self.command.key()
                 );

@@ -1,11 +1,13 @@
 //! The machine of one request, fed by hand: what it orders, and what becomes of what is held.
 
 #![allow(
+    clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 
+mod finishing;
 mod owed;
 
 use envoy_idempotency::config::Config;
