@@ -1,9 +1,10 @@
 //! The end of an answer: it waits for the record, and never costs the client a byte.
 
 use crate::harness::place::{Place, Store};
-use crate::harness::{Answer, Bootstrap, Request};
+use crate::harness::{Answer, Bootstrap, Request, eventually};
 use crate::pay;
 use serde_json::json;
+use std::time::Duration;
 
 /// The origin speaks HTTP/2, and a Lua filter behind this one gathers each answer and passes it on in
 /// one piece, as Envoy itself does with the frames that arrive while a client is slow.
@@ -66,5 +67,29 @@ async fn an_answer_in_one_large_piece_comes_whole_with_its_trailers() {
             }
         }
         assert_eq!(place.origin.executions(), 20);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_answer_whose_stream_goes_on_waits_for_its_record() {
+    let rule = pay(json!({}));
+    let place = Place::start(Store::Redis, &rule, |bootstrap| bootstrap.with(one_piece)).await;
+    // Redis takes its time: a client that has its answer before the record meets a claim.
+    for key in 0..2 {
+        let key = key.to_string();
+        let ask = |request: Request| {
+            thousands(&request.key(&key).caller("alice").json("{}"), 0, false, true)
+        };
+        let redis = place.redis.as_ref().unwrap();
+        let request = ask(place.post("/pay")).header("x-origin-delay-ms", "200");
+        let first = tokio::spawn(request.send());
+        eventually("the first runs", async || place.origin.executions() > key.parse().unwrap())
+            .await;
+        redis.freeze().await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert!(!first.is_finished(), "{key}: the client has its answer before the record");
+        redis.thaw().await;
+        assert_eq!(first.await.unwrap().status, 200);
+        assert!(ask(place.elsewhere("/pay")).send().await.is_replay(), "{key}");
     }
 }
