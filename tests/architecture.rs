@@ -9,7 +9,7 @@
     reason = "a test: clippy sees only what stands in a #[test] function as one"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use wasmparser::{Parser, Payload, TypeRef};
 
@@ -233,6 +233,49 @@ fn a_room_imports_only_the_rooms_before_it() {
         }
     }
     assert_eq!(wrong, Vec::<String>::new());
+    // Else nothing was read, and the test could not fail.
+    assert!(followed > 0);
+}
+
+/// What the statements of a file import from beside it.
+fn siblings(code: &str, names: &BTreeSet<String>) -> BTreeSet<String> {
+    let uses = code.split("use super::").skip(1);
+    let statements = uses.filter_map(|rest| rest.split(';').next());
+    let words = statements.flat_map(|text| {
+        text.split(|letter: char| !letter.is_alphanumeric() && letter != '_').map(str::to_owned)
+    });
+    words.filter(|word| names.contains(word)).collect()
+}
+
+#[test]
+fn the_files_of_a_room_import_each_other_in_no_circle() {
+    let mut folders: BTreeMap<PathBuf, BTreeMap<String, PathBuf>> = BTreeMap::new();
+    for file in sources().into_iter().filter(|file| !file.starts_with("bin")) {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        if name != "mod" && name != "tests" {
+            let folder = file.parent().unwrap().to_owned();
+            folders.entry(folder).or_default().insert(name, file);
+        }
+    }
+    let mut followed = 0;
+    for (folder, files) in folders {
+        let names = files.keys().cloned().collect();
+        let mut left: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (name, file) in &files {
+            let mut imported = siblings(&code(file), &names);
+            imported.remove(name);
+            followed += imported.len();
+            left.insert(name.clone(), imported);
+        }
+        // Whatever imports nothing that is left goes; what never goes is in a circle, or leads to one.
+        while let Some(free) =
+            left.iter().find(|(_, imported)| imported.iter().all(|name| !left.contains_key(name)))
+        {
+            let free = free.0.clone();
+            left.remove(&free);
+        }
+        assert_eq!(left, BTreeMap::new(), "src/{}", folder.display());
+    }
     // Else nothing was read, and the test could not fail.
     assert!(followed > 0);
 }

@@ -1,6 +1,6 @@
 //! Which requests a rule protects, checked: methods, hosts, path.
 
-use super::validate::{Checked, fail, is_token};
+use super::check::{Checked, fail, is_token};
 use super::{ConfigError, Matching, raw};
 use crate::key::PathTemplate;
 

@@ -1,8 +1,8 @@
 //! Where records are kept: bounds and references of `store`.
 
+use super::check::{Checked, SECOND, TTL, fail, length, out_of, unset};
 use super::raw;
 use super::unit::Size;
-use super::validate::{Checked, SECOND, TTL, fail, length, out_of, unset};
 use super::{Redis, StoreConfig, Table};
 use crate::key::Secret;
 use crate::store::redis::{Login, Settings, Transport};
