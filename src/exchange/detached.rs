@@ -1,8 +1,8 @@
 //! Execution that outlives the client: the worker sends the request itself, and records the answer whether
 //! or not somebody still waits for it.
 
-use super::claim::Claim;
-use super::origin::{self, Copy, Plan};
+use super::claim::{Claim, Heartbeat};
+use super::retention::{Capture, Plan, plan};
 use super::settle::{self, Rest};
 use super::source::{Source, source};
 use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, value};
@@ -148,9 +148,9 @@ impl Dispatched {
                 let Some(claim) = &mut self.claim else {
                     return Then::new(State::Dispatched(self), Flow::Hold);
                 };
-                match origin::heartbeat(claim, &self.rule, question, reply) {
-                    origin::Heartbeat::Alive => Then::new(State::Dispatched(self), Flow::Hold),
-                    origin::Heartbeat::Lost(order) => {
+                match claim.heartbeat_replied(&self.rule, question, reply) {
+                    Heartbeat::Alive => Then::new(State::Dispatched(self), Flow::Hold),
+                    Heartbeat::Lost(order) => {
                         self.claim = None;
                         Then::new(State::Dispatched(self), Flow::Hold).order(order)
                     }
@@ -194,18 +194,20 @@ impl Dispatched {
         };
         let unknown_ttl = rule.unknown_ttl;
         let (status, end): (_, Box<dyn FnOnce(Claim) -> Command>) =
-            match origin::plan(&rule, &headers, source) {
+            match plan(&rule, &headers, source) {
                 Plan::Release => (None, Box::new(Claim::release)),
                 Plan::Unknown => (None, Box::new(move |claim| claim.mark_unknown(unknown_ttl))),
                 Plan::Tombstone { status, ttl } => (
                     Some(status),
                     Box::new(move |claim| claim.complete(status, Kept::Nothing, ttl)),
                 ),
-                Plan::Record { status, ttl, copy } => {
-                    let kept = match copy {
-                        Copy::StatusOnly => Kept::StatusOnly,
-                        Copy::Answer(_) if body.len() > rule.limits.response_body => Kept::Nothing,
-                        Copy::Answer(mut answer) => {
+                Plan::Record { status, ttl, capture } => {
+                    let kept = match capture {
+                        Capture::StatusOnly => Kept::StatusOnly,
+                        Capture::Answer(_) if body.len() > rule.limits.response_body => {
+                            Kept::Nothing
+                        }
+                        Capture::Answer(mut answer) => {
                             answer.body = body;
                             Kept::Answer(answer)
                         }

@@ -7,8 +7,10 @@ mod detached;
 mod origin;
 mod owed;
 mod pending;
+mod retention;
 mod settle;
 mod source;
+mod tail;
 
 pub use detached::{Fetched, Outgoing};
 

@@ -1,10 +1,8 @@
 //! The end of a claim on its way into the store, and what follows when it does not arrive.
 
 use super::claim::Claim;
-use super::{
-    Context, Flow, Headers, Input, Order, Passing, Question, State, Then, Whom, has_type, number,
-    value,
-};
+use super::tail::Tail;
+use super::{Context, Flow, Input, Order, Passing, Question, State, Then, Whom, has_type};
 use crate::config::Rule;
 use crate::key::Key;
 use crate::reply::LocalReply;
@@ -73,37 +71,6 @@ impl Rest {
     /// What is still to come when the response has `ended`, or has not.
     pub(super) fn after(ended: bool, tail: Tail) -> Self {
         if ended { Self::LastByte } else { Self::MoreToCome(tail) }
-    }
-}
-
-/// What a response has announced and not sent yet.
-///
-/// A client that counts bytes has its answer once all have come, and does not wait for the end of the
-/// stream, which HTTP/1 upstreams tell by an empty piece of its own: whoever holds the end must hold the
-/// last byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tail {
-    left: Option<u64>,
-}
-
-impl Tail {
-    /// Nothing is announced: the end of the stream is the end.
-    pub(super) const UNKNOWN: Self = Self { left: None };
-
-    /// As `content-length` says (RFC 9110 section 8.6).
-    pub(super) fn announced(headers: &Headers) -> Self {
-        Self { left: value(headers, "content-length").and_then(number::<u64>) }
-    }
-
-    /// Everything has come that was announced.
-    pub(super) fn is_whole(self) -> bool {
-        self.left == Some(0)
-    }
-
-    /// A piece of so many bytes has come; whether the last byte is in it.
-    pub(super) fn take(&mut self, length: usize, end_of_stream: bool) -> bool {
-        self.left = self.left.map(|left| left.saturating_sub(length as u64));
-        end_of_stream || self.is_whole()
     }
 }
 
