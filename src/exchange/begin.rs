@@ -2,7 +2,10 @@
 
 use super::detached::{Draft as Outbound, Returned};
 use super::pending::{self, Pending};
-use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, number, value};
+use super::{
+    Context, Flow, Headers, Input, Order, Passing, RequestPart, ResponsePart, State, Then, number,
+    value,
+};
 use crate::config::{Ongoing, Rule, Selection};
 use crate::key::{Attributes, Captures, Draft, KeyError, RequestHead};
 use crate::reply::{Code, Problem};
@@ -27,21 +30,17 @@ pub(super) struct AwaitBody {
 /// The first input of an exchange.
 pub(super) fn fresh(context: &mut Context, input: Input<'_>, now: Timestamp) -> Then {
     match input {
-        Input::RequestHeaders { headers, attributes, end_of_stream } => {
+        Input::Request(RequestPart::Headers { headers, attributes, end_of_stream }) => {
             head(context, headers, attributes, end_of_stream, now)
         }
         Input::StreamEnded => Then::new(State::Over, Flow::Continue),
         // A stream whose request headers never came (Envoy refused them): it is Envoy's to answer.
-        Input::RequestBody { .. }
-        | Input::RequestTrailers
-        | Input::BodyBlocked
-        | Input::StoreReplied { .. }
-        | Input::OriginReplied { .. }
-        | Input::Woken
-        | Input::Tick
-        | Input::ResponseHeaders { .. }
-        | Input::ResponseBody { .. }
-        | Input::ResponseTrailers => Then::new(State::Passing(Passing::default()), Flow::Continue),
+        Input::Request(
+            RequestPart::Body { .. } | RequestPart::Trailers | RequestPart::BodyBlocked,
+        )
+        | Input::Store(_)
+        | Input::Worker(_)
+        | Input::Response(_) => Then::new(State::Passing(Passing::default()), Flow::Continue),
     }
 }
 
@@ -202,7 +201,7 @@ impl AwaitBody {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::RequestBody { chunk, end_of_stream, .. } => {
+            Input::Request(RequestPart::Body { chunk, end_of_stream, .. }) => {
                 let limit = self.rule.limits.request_body;
                 if self.body.len().saturating_add(chunk.len()) > limit {
                     return Left::Refused(too_large(limit)).conclude(context, &self.rule);
@@ -214,18 +213,19 @@ impl AwaitBody {
                     Then::new(State::AwaitBody(self), Flow::Hold)
                 }
             }
-            Input::RequestTrailers => self.whole(context, now),
-            Input::BodyBlocked => self.blocked(context),
+            Input::Request(RequestPart::Trailers) => self.whole(context, now),
+            Input::Request(RequestPart::BodyBlocked) => self.blocked(context),
             // Somebody else has answered the request: a time-out of Envoy's, another filter.
-            Input::ResponseHeaders { .. } => context.pass(&self.rule, Outcome::Bypassed),
+            Input::Response(ResponsePart::Headers { .. }) => {
+                context.pass(&self.rule, Outcome::Bypassed)
+            }
             Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::RequestHeaders { .. }
-            | Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::AwaitBody(self), Flow::Hold),
+            Input::Request(RequestPart::Headers { .. })
+            | Input::Store(_)
+            | Input::Worker(_)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Then::new(State::AwaitBody(self), Flow::Hold)
+            }
         }
     }
 

@@ -5,7 +5,10 @@ use super::claim::{Claim, Heartbeat};
 use super::retention::{Capture, Plan, plan};
 use super::settle::{self, Rest};
 use super::source::{Source, source};
-use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, value};
+use super::{
+    Context, Flow, Headers, Input, Order, Passing, Question, ResponsePart, State, StoreReply, Then,
+    WorkerFact, value,
+};
 use crate::config::{Detached, Rule};
 use crate::key::Attributes;
 use crate::record::Kept;
@@ -137,14 +140,16 @@ impl Dispatched {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::OriginReplied { question, fetched } if question == self.question => {
+            Input::Worker(WorkerFact::OriginReplied { question, fetched })
+                if question == self.question =>
+            {
                 self.fetched(context, fetched)
             }
-            Input::Tick => {
+            Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.as_mut().and_then(|claim| claim.beat(context, now));
                 Then::new(State::Dispatched(self), Flow::Hold).orders(beat)
             }
-            Input::StoreReplied { question, reply } => {
+            Input::Store(StoreReply { question, reply }) => {
                 let Some(claim) = &mut self.claim else {
                     return Then::new(State::Dispatched(self), Flow::Hold);
                 };
@@ -157,19 +162,17 @@ impl Dispatched {
                 }
             }
             // The client is gone, or Envoy has answered it: the execution goes on.
-            Input::StreamEnded | Input::ResponseHeaders { .. } => {
+            Input::StreamEnded | Input::Response(ResponsePart::Headers { .. }) => {
                 self.awaited = false;
                 Then::new(State::Dispatched(self), Flow::Continue)
             }
-            Input::ResponseBody { .. } | Input::ResponseTrailers => {
+            Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
                 Then::new(State::Dispatched(self), Flow::Continue)
             }
-            Input::OriginReplied { .. }
-            | Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::Woken => Then::new(State::Dispatched(self), Flow::Hold),
+            Input::Request(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken) => {
+                Then::new(State::Dispatched(self), Flow::Hold)
+            }
         }
     }
 
@@ -304,22 +307,18 @@ pub(super) struct Returned;
 impl Returned {
     pub(super) fn handle(self, input: Input<'_>) -> Then {
         match input {
-            Input::ResponseHeaders { attributes, .. } => {
+            Input::Response(ResponsePart::Headers { attributes, .. }) => {
                 let word = word(source(attributes)).to_owned();
                 Then::new(State::Passing(Passing::default()), Flow::Continue)
                     .order(Order::SetResponseHeader(header::SOURCE, word))
             }
             Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::Returned(self), Flow::Continue),
+            Input::Request(_)
+            | Input::Store(_)
+            | Input::Worker(_)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Then::new(State::Returned(self), Flow::Continue)
+            }
         }
     }
 }

@@ -4,6 +4,8 @@ mod begin;
 mod claim;
 mod decide;
 mod detached;
+mod input;
+mod order;
 mod origin;
 mod owed;
 mod pending;
@@ -13,14 +15,15 @@ mod source;
 mod tail;
 
 pub use detached::{Fetched, Outgoing};
+pub use input::{Input, RequestPart, ResponsePart, StoreReply, WorkerFact};
+pub use order::{Flow, Order, Question};
 
 use owed::{Meaning, Owed, RequestEnd};
 
 use crate::config::{Config, Rule};
-use crate::key::{Attributes, Key};
 use crate::reply::LocalReply;
-use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::{Counter, Incident, Outcome, Report, header};
+use crate::store::Command;
+use crate::telemetry::{Outcome, Report, header};
 use crate::time::Timestamp;
 use std::rc::Rc;
 
@@ -62,122 +65,6 @@ pub struct Exchange {
     request_end: RequestEnd,
     /// An answer that waits for the request's end.
     owed: Option<Owed>,
-}
-
-/// A fact.
-pub enum Input<'a> {
-    /// The request's headers are here. The first input of every exchange.
-    RequestHeaders {
-        /// All of them.
-        headers: &'a Headers,
-        /// Envoy's attributes, route metadata among them.
-        attributes: &'a dyn Attributes,
-        /// Neither body nor trailers follow.
-        end_of_stream: bool,
-    },
-    /// The next bytes of the request's body.
-    RequestBody {
-        /// Empty when [`Exchange::wants_bytes`] is false.
-        chunk: &'a [u8],
-        /// How many bytes they are, whether they are given or not.
-        length: usize,
-        /// The request ends here. Never true when trailers follow.
-        end_of_stream: bool,
-    },
-    /// The request ends with trailers.
-    RequestTrailers,
-    /// The body has begun to arrive and Envoy does not hand it over, because the headers are held:
-    /// `allow_on_headers_stop_iteration` is off.
-    BodyBlocked,
-    /// The store has answered.
-    StoreReplied {
-        /// The number of the question it answers.
-        question: Question,
-        /// What it said.
-        reply: Result<Reply, StoreError>,
-    },
-    /// A request of the worker's own has its answer, or will get none.
-    OriginReplied {
-        /// The number it was sent under.
-        question: Question,
-        /// What became of it.
-        fetched: Fetched,
-    },
-    /// Somebody ended the claim on the watched key.
-    Woken,
-    /// The time of [`Exchange::alarm`] has come.
-    Tick,
-    /// The response's headers are here: the origin's, Envoy's own, or this filter's.
-    ResponseHeaders {
-        /// All of them.
-        headers: &'a Headers,
-        /// Envoy's attributes, `response.code_details` among them.
-        attributes: &'a dyn Attributes,
-        /// Neither body nor trailers follow.
-        end_of_stream: bool,
-    },
-    /// The next bytes of the response's body.
-    ResponseBody {
-        /// Empty when [`Exchange::wants_bytes`] is false.
-        chunk: &'a [u8],
-        /// How many bytes they are, whether they are given or not.
-        length: usize,
-        /// The response ends here. Never true when trailers follow.
-        end_of_stream: bool,
-    },
-    /// The response ends with trailers.
-    ResponseTrailers,
-    /// The stream is gone, whoever ended it: complete, reset, or left by the client.
-    StreamEnded,
-}
-
-/// What the host is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Ask the store; answer with `StoreReplied` under the same number.
-    Ask(Question, Command),
-    /// Ask this Envoy's memory alone, whatever the store is; answer in the same way.
-    AskHere(Question, Command),
-    /// Send a request of the worker's own, which no stream's end ends; answer with `OriginReplied` under the
-    /// same number.
-    Send(Question, Box<Outgoing>),
-    /// Answer the client in the origin's place.
-    Answer(LocalReply),
-    /// Set a request header, whatever it was. The request's headers are still held.
-    SetRequestHeader(&'static str, String),
-    /// Remove a request header, every one of that name.
-    RemoveRequestHeader(&'static str),
-    /// Set a response header, whatever it was.
-    SetResponseHeader(&'static str, String),
-    /// Remove a response header, every one of that name.
-    RemoveResponseHeader(&'static str),
-    /// From now on, `Woken` when somebody ends the claim on this key. In force before the next order.
-    Watch(Key),
-    /// No longer.
-    Unwatch(Key),
-    /// Count, and leave the word as filter state for the access log.
-    Report(Rc<Rule>, Report),
-    /// Count.
-    Count(Counter),
-    /// Write to the log.
-    Log(Incident, String),
-}
-
-/// The number of a question to the store, unique within its exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Question(pub u32);
-
-/// What becomes of the direction an input belongs to; after an input that belongs to none, of the
-/// direction that is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// Let it through.
-    Continue,
-    /// Keep it.
-    Hold,
-    /// Throw it away: a piece of the request's body that nobody needs. What was held of the body before
-    /// goes with it.
-    Discard,
 }
 
 /// What follows from an input.
@@ -395,23 +282,16 @@ struct Passing {
 impl Passing {
     fn handle(mut self, context: &Context, input: Input<'_>) -> Then {
         match input {
-            Input::ResponseHeaders { .. } => {
+            Input::Response(ResponsePart::Headers { .. }) => {
                 let said = self.outcome.take().and_then(|outcome| context.status_header(outcome));
                 let taken_off = self.untyped.then_some(Order::RemoveResponseHeader("content-type"));
                 Then::new(State::Passing(self), Flow::Continue).orders(said).orders(taken_off)
             }
             Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::ResponseBody { .. } | Input::ResponseTrailers => {
+            Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
                 Then::new(State::Passing(self), Flow::Continue)
             }
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick => {
+            Input::Request(_) | Input::Store(_) | Input::Worker(_) => {
                 let flow = if self.answered { Flow::Hold } else { Flow::Continue };
                 Then::new(State::Passing(self), flow)
             }

@@ -5,7 +5,10 @@ use super::retention::{Capture, Plan, plan};
 use super::settle::{Rest, settle};
 use super::source::{Source, source};
 use super::tail::Tail;
-use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, value};
+use super::{
+    Context, Flow, Headers, Input, Order, Passing, ResponsePart, State, StoreReply, Then,
+    WorkerFact, value,
+};
 use crate::config::Rule;
 use crate::key::Attributes;
 use crate::record::Kept;
@@ -53,28 +56,25 @@ impl AwaitOrigin {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::ResponseHeaders { headers, attributes, end_of_stream } => {
+            Input::Response(ResponsePart::Headers { headers, attributes, end_of_stream }) => {
                 self.answered(context, headers, attributes, end_of_stream)
             }
             Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
-            Input::Tick => {
+            Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.beat(context, now);
                 Then::new(State::AwaitOrigin(self), Flow::Continue).orders(beat)
             }
-            Input::StoreReplied { question, reply } => {
+            Input::Store(StoreReply { question, reply }) => {
                 match self.claim.heartbeat_replied(&self.rule, question, reply) {
                     Heartbeat::Alive => Then::new(State::AwaitOrigin(self), Flow::Continue),
                     Heartbeat::Lost(order) => lost(self.rule, Some(Outcome::Executed), order),
                 }
             }
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::AwaitOrigin(self), Flow::Continue),
+            Input::Request(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Then::new(State::AwaitOrigin(self), Flow::Continue)
+            }
         }
     }
 
@@ -152,30 +152,28 @@ impl Recording {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::ResponseBody { chunk, length, end_of_stream } => {
+            Input::Response(ResponsePart::Body { chunk, length, end_of_stream }) => {
                 let is_last = self.tail.take(length, end_of_stream);
                 self.more(context, chunk, is_last)
             }
-            Input::ResponseTrailers => self.finish(context),
+            Input::Response(ResponsePart::Trailers) => self.finish(context),
             // Died in the middle, at the origin or at the client: it ran, and nobody has the answer.
             Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
-            Input::Tick => {
+            Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.beat(context, now);
                 Then::new(State::Recording(self), Flow::Continue).orders(beat)
             }
-            Input::StoreReplied { question, reply } => {
+            Input::Store(StoreReply { question, reply }) => {
                 match self.claim.heartbeat_replied(&self.rule, question, reply) {
                     Heartbeat::Alive => Then::new(State::Recording(self), Flow::Continue),
                     Heartbeat::Lost(order) => lost(self.rule, None, order),
                 }
             }
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::ResponseHeaders { .. } => Then::new(State::Recording(self), Flow::Continue),
+            Input::Request(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken)
+            | Input::Response(ResponsePart::Headers { .. }) => {
+                Then::new(State::Recording(self), Flow::Continue)
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! (`downstream_rq_response_before_rq_complete`), and a client may read a reset in the place of the answer.
 //! So the rest of the request is read and thrown away first, within bounds.
 
-use super::{Flow, Input, Order, number, value};
+use super::{Flow, Input, Order, RequestPart, ResponsePart, number, value};
 use crate::reply::LocalReply;
 use crate::time::Timestamp;
 use std::time::Duration;
@@ -29,27 +29,20 @@ pub(super) struct RequestEnd {
 impl RequestEnd {
     pub(super) fn notice(&mut self, input: &Input<'_>) {
         match input {
-            Input::RequestHeaders { headers, end_of_stream, .. } => {
+            Input::Request(RequestPart::Headers { headers, end_of_stream, .. }) => {
                 self.ended = *end_of_stream;
                 // Envoy has answered `expect` itself and removed it, unless `proxy_100_continue` is on.
                 let has = |name| value(headers, name).is_some();
                 self.unreachable = has("expect") || has("upgrade") || has(":protocol");
                 self.announced = value(headers, "content-length").and_then(number::<u64>);
             }
-            Input::RequestBody { length, end_of_stream, .. } => {
+            Input::Request(RequestPart::Body { length, end_of_stream, .. }) => {
                 self.received = self.received.saturating_add(*length as u64);
                 self.ended |= end_of_stream;
             }
-            Input::RequestTrailers => self.ended = true,
-            Input::BodyBlocked => self.unreachable = true,
-            Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick
-            | Input::ResponseHeaders { .. }
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers
-            | Input::StreamEnded => {}
+            Input::Request(RequestPart::Trailers) => self.ended = true,
+            Input::Request(RequestPart::BodyBlocked) => self.unreachable = true,
+            Input::Store(_) | Input::Worker(_) | Input::Response(_) | Input::StreamEnded => {}
         }
     }
 
@@ -82,17 +75,14 @@ pub(super) enum Meaning {
 impl Meaning {
     pub(super) fn of(input: &Input<'_>) -> Self {
         match input {
-            Input::RequestBody { .. } => Self::More,
-            Input::ResponseHeaders { .. } | Input::StreamEnded => Self::TooLate,
-            Input::RequestHeaders { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Self::Other,
+            Input::Request(RequestPart::Body { .. }) => Self::More,
+            Input::Response(ResponsePart::Headers { .. }) | Input::StreamEnded => Self::TooLate,
+            Input::Request(
+                RequestPart::Headers { .. } | RequestPart::Trailers | RequestPart::BodyBlocked,
+            )
+            | Input::Store(_)
+            | Input::Worker(_)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => Self::Other,
         }
     }
 }

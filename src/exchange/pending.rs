@@ -6,7 +6,10 @@ use super::detached::{self, Draft as Outbound};
 use super::origin::AwaitOrigin;
 use super::settle::{self, Rest};
 use super::tail::Tail;
-use super::{Context, Flow, Input, Order, Question, State, Then, Whom, report};
+use super::{
+    Context, Flow, Input, Order, Question, ResponsePart, State, StoreReply, Then, Whom, WorkerFact,
+    report,
+};
 use crate::config::{OnStoreError, Ongoing, Rule};
 use crate::key::{Fingerprint, Key};
 use crate::store::{Command, Reply, StoreError};
@@ -134,24 +137,23 @@ impl AwaitClaim {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::StoreReplied { question, reply } if question == self.question => {
+            Input::Store(StoreReply { question, reply }) if question == self.question => {
                 self.replied(context, reply, now)
             }
-            Input::Woken => {
+            Input::Worker(WorkerFact::Woken) => {
                 self.woken = true;
                 Then::new(State::AwaitClaim(self), Flow::Hold)
             }
-            Input::ResponseHeaders { .. } => self.disown(Rest::MoreToCome(Tail::UNKNOWN)),
+            Input::Response(ResponsePart::Headers { .. }) => {
+                self.disown(Rest::MoreToCome(Tail::UNKNOWN))
+            }
             Input::StreamEnded => self.disown(Rest::Gone),
-            Input::StoreReplied { .. }
-            | Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::Tick
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::AwaitClaim(self), Flow::Hold),
+            Input::Store(_)
+            | Input::Request(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Tick)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Then::new(State::AwaitClaim(self), Flow::Hold)
+            }
         }
     }
 
@@ -351,24 +353,23 @@ impl Waiting {
     pub(super) fn handle(self, context: &mut Context, input: Input<'_>, now: Timestamp) -> Then {
         let unwatch = Order::Unwatch(self.pending.key);
         match input {
-            Input::Woken => ask_again(context, self.pending, now, true),
-            Input::Tick if self.until <= now => {
+            Input::Worker(WorkerFact::Woken) => ask_again(context, self.pending, now, true),
+            Input::Worker(WorkerFact::Tick) if self.until <= now => {
                 reject(context, &self.pending, self.first_seen).after(vec![unwatch])
             }
-            Input::Tick if self.ask_at <= now => ask_again(context, self.pending, now, true),
-            Input::ResponseHeaders { .. } => {
+            Input::Worker(WorkerFact::Tick) if self.ask_at <= now => {
+                ask_again(context, self.pending, now, true)
+            }
+            Input::Response(ResponsePart::Headers { .. }) => {
                 context.pass(&self.pending.rule, Outcome::Rejected).after(vec![unwatch])
             }
             Input::StreamEnded => Then::new(State::Over, Flow::Continue).order(unwatch),
-            Input::Tick
-            | Input::StoreReplied { .. }
-            | Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::Waiting(self), Flow::Hold),
+            Input::Request(_)
+            | Input::Store(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Tick)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Then::new(State::Waiting(self), Flow::Hold)
+            }
         }
     }
 }
@@ -384,19 +385,19 @@ impl Queued {
 
     pub(super) fn handle(self, context: &mut Context, input: Input<'_>, now: Timestamp) -> Then {
         match input {
-            Input::Tick if self.ask_at <= now => ask_again(context, self.pending, now, false),
-            Input::ResponseHeaders { .. } => context.pass(&self.pending.rule, Outcome::Rejected),
+            Input::Worker(WorkerFact::Tick) if self.ask_at <= now => {
+                ask_again(context, self.pending, now, false)
+            }
+            Input::Response(ResponsePart::Headers { .. }) => {
+                context.pass(&self.pending.rule, Outcome::Rejected)
+            }
             Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::Tick
-            | Input::Woken
-            | Input::StoreReplied { .. }
-            | Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::Queued(self), Flow::Hold),
+            Input::Request(_)
+            | Input::Store(_)
+            | Input::Worker(_)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Then::new(State::Queued(self), Flow::Hold)
+            }
         }
     }
 }
@@ -413,38 +414,40 @@ impl Disowned {
         _now: Timestamp,
     ) -> Then {
         match input {
-            Input::StoreReplied { question, reply } if question == self.question => match reply {
-                // Somebody else's record: there is nothing to give back.
-                Ok(Reply::Exists(_)) => match self.rest {
-                    Rest::Gone => Then::new(State::Over, Flow::Continue),
-                    Rest::MoreToCome(_) | Rest::LastByte | Rest::Answered(_) => {
-                        context.pass(&self.rule, Outcome::Rejected)
+            Input::Store(StoreReply { question, reply }) if question == self.question => {
+                match reply {
+                    // Somebody else's record: there is nothing to give back.
+                    Ok(Reply::Exists(_)) => match self.rest {
+                        Rest::Gone => Then::new(State::Over, Flow::Continue),
+                        Rest::MoreToCome(_) | Rest::LastByte | Rest::Answered(_) => {
+                            context.pass(&self.rule, Outcome::Rejected)
+                        }
+                    },
+                    // Ours, or perhaps ours. Nothing has run, and a release by who does not own changes
+                    // nothing.
+                    Ok(Reply::Claimed { .. } | Reply::Done | Reply::NotOwner) | Err(_) => {
+                        let given = matches!(reply, Ok(Reply::Claimed { .. }));
+                        let command = Command::Release { key: self.key, token: context.token };
+                        let Self { rule, whom, lease_until, rest, .. } = self;
+                        settle::settle_command(
+                            context,
+                            rule,
+                            whom,
+                            command,
+                            lease_until,
+                            given,
+                            rest,
+                        )
                     }
-                },
-                // Ours, or perhaps ours. Nothing has run, and a release by who does not own changes
-                // nothing.
-                Ok(Reply::Claimed { .. } | Reply::Done | Reply::NotOwner) | Err(_) => {
-                    let given = matches!(reply, Ok(Reply::Claimed { .. }));
-                    let command = Command::Release { key: self.key, token: context.token };
-                    let Self { rule, whom, lease_until, rest, .. } = self;
-                    settle::settle_command(context, rule, whom, command, lease_until, given, rest)
                 }
-            },
+            }
             Input::StreamEnded => {
                 self.rest = Rest::Gone;
                 Then::new(State::Disowned(self), Flow::Continue)
             }
-            Input::StoreReplied { .. }
-            | Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick
-            | Input::ResponseHeaders { .. }
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::Disowned(self), Flow::Continue),
+            Input::Store(_) | Input::Request(_) | Input::Worker(_) | Input::Response(_) => {
+                Then::new(State::Disowned(self), Flow::Continue)
+            }
         }
     }
 }

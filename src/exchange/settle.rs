@@ -2,7 +2,10 @@
 
 use super::claim::Claim;
 use super::tail::Tail;
-use super::{Context, Flow, Input, Order, Passing, Question, State, Then, Whom, has_type};
+use super::{
+    Context, Flow, Input, Order, Passing, Question, ResponsePart, State, StoreReply, Then, Whom,
+    WorkerFact, has_type,
+};
 use crate::config::Rule;
 use crate::key::Key;
 use crate::reply::LocalReply;
@@ -196,7 +199,7 @@ impl Settling {
         now: Timestamp,
     ) -> Then {
         match input {
-            Input::StoreReplied { question, reply } => match self.attempt {
+            Input::Store(StoreReply { question, reply }) => match self.attempt {
                 Attempt::InFlight(asked) if asked == question => self.replied(reply, now),
                 // A heartbeat's reply that was overtaken by the end of the claim.
                 Attempt::InFlight(_) | Attempt::At(_) => {
@@ -204,13 +207,13 @@ impl Settling {
                     Then::new(State::Settling(self), flow)
                 }
             },
-            Input::Tick => self.retry(context, now),
-            Input::ResponseBody { length, end_of_stream, .. } => {
+            Input::Worker(WorkerFact::Tick) => self.retry(context, now),
+            Input::Response(ResponsePart::Body { length, end_of_stream, .. }) => {
                 let is_last = self.tail.take(length, end_of_stream);
                 let flow = if is_last { self.flow() } else { Flow::Continue };
                 Then::new(State::Settling(self), flow)
             }
-            Input::ResponseTrailers => {
+            Input::Response(ResponsePart::Trailers) => {
                 let flow = self.flow();
                 Then::new(State::Settling(self), flow)
             }
@@ -219,19 +222,15 @@ impl Settling {
                 self.answer = None;
                 Then::new(State::Settling(self), Flow::Continue)
             }
-            Input::ResponseHeaders { .. } => {
+            Input::Response(ResponsePart::Headers { .. }) => {
                 // Ours; or another's, which was faster.
                 self.answer = None;
                 let taken_off = std::mem::take(&mut self.untyped)
                     .then_some(Order::RemoveResponseHeader("content-type"));
                 Then::new(State::Settling(self), Flow::Continue).orders(taken_off)
             }
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::Woken => {
+            Input::Request(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken) => {
                 let flow = self.let_go();
                 Then::new(State::Settling(self), flow)
             }

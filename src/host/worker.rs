@@ -11,7 +11,9 @@ use super::queues::Queues;
 use super::store::now;
 use super::tokens::Tokens;
 use crate::config::Config;
-use crate::exchange::{Exchange, Flow, Input, Order, Outgoing, Question};
+use crate::exchange::{
+    Exchange, Flow, Input, Order, Outgoing, Question, RequestPart, ResponsePart, StoreReply,
+};
 use crate::key::Attributes;
 use crate::record::Token;
 use crate::reply::{Code, LocalReply, Problem};
@@ -155,11 +157,11 @@ impl Worker {
         let exchange = Exchange::new(self.config.clone(), self.nonce.clone(), self.tokens.next());
         let stream = Stream { exchange: Some(exchange), held: None, consumed: 0, alive: true };
         self.streams.insert(id, stream);
-        let input = Input::RequestHeaders {
+        let input = Input::Request(RequestPart::Headers {
             headers: &headers,
             attributes: &EnvoyAttributes,
             end_of_stream,
-        };
+        });
         let flow = self.called(id, Direction::Request, input);
         if !end_of_stream {
             self.probe(id);
@@ -173,11 +175,11 @@ impl Worker {
         stream.held = None;
         // Unreadable: `:status` is absent then, and what became of the request is unknown.
         let headers = abi::headers(Direction::Response).unwrap_or_default();
-        let input = Input::ResponseHeaders {
+        let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
             attributes: &EnvoyAttributes,
             end_of_stream,
-        };
+        });
         self.called(id, Direction::Response, input)
     }
 
@@ -202,8 +204,12 @@ impl Worker {
         let chunk = if wanted { abi::body(direction, start, length) } else { Vec::new() };
         stream.consumed = size;
         let input = match direction {
-            Direction::Request => Input::RequestBody { chunk: &chunk, length, end_of_stream },
-            Direction::Response => Input::ResponseBody { chunk: &chunk, length, end_of_stream },
+            Direction::Request => {
+                Input::Request(RequestPart::Body { chunk: &chunk, length, end_of_stream })
+            }
+            Direction::Response => {
+                Input::Response(ResponsePart::Body { chunk: &chunk, length, end_of_stream })
+            }
         };
         let flow = self.called(id, direction, input);
         if flow == Flow::Discard {
@@ -218,8 +224,8 @@ impl Worker {
 
     pub(super) fn trailers(&mut self, id: u32, direction: Direction) -> Flow {
         let input = match direction {
-            Direction::Request => Input::RequestTrailers,
-            Direction::Response => Input::ResponseTrailers,
+            Direction::Request => Input::Request(RequestPart::Trailers),
+            Direction::Response => Input::Response(ResponsePart::Trailers),
         };
         self.called(id, direction, input)
     }
@@ -332,7 +338,7 @@ impl Worker {
             exchange = step.next;
             replies.extend(self.carry_out(id, step.orders, now));
             let Some((question, reply)) = replies.pop_front() else { break step.flow };
-            input = Input::StoreReplied { question, reply };
+            input = Input::Store(StoreReply { question, reply });
         };
         self.timers.set(id, exchange.alarm());
         self.hurry(exchange.alarm(), now);
@@ -424,7 +430,7 @@ impl Worker {
         }
         let needs_it = stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
         if self.bodies == Bodies::Blocked && !needs_it {
-            self.called(id, Direction::Request, Input::BodyBlocked);
+            self.called(id, Direction::Request, Input::Request(RequestPart::BodyBlocked));
         } else {
             self.probes.push_back((id, received()));
             self.hurry_to(SHORT_TICK);
@@ -448,7 +454,7 @@ impl Worker {
             } else {
                 self.budget.spend();
                 self.bodies = Bodies::Blocked;
-                self.come_back(id, Input::BodyBlocked);
+                self.come_back(id, Input::Request(RequestPart::BodyBlocked));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The end of a claim on its way into a store that is away.
 
 use super::{Driven, Upstream, pairs};
-use envoy_idempotency::exchange::{Flow, Input, Order};
+use envoy_idempotency::exchange::{Flow, Input, Order, ResponsePart};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::telemetry::Incident;
 use serde_json::{Value, json};
@@ -28,7 +28,11 @@ fn answered(headers: &[(&str, &str)], end_of_stream: bool) -> Driven {
     let mut driven = asked();
     assert_eq!(driven.store(Ok(Reply::Claimed { attempt: 1 })), Flow::Continue);
     let headers = pairs([(":status", "200")].iter().chain(headers));
-    driven.feed(Input::ResponseHeaders { headers: &headers, attributes: &Upstream, end_of_stream });
+    driven.feed(Input::Response(ResponsePart::Headers {
+        headers: &headers,
+        attributes: &Upstream,
+        end_of_stream,
+    }));
     driven
 }
 
@@ -100,8 +104,11 @@ fn an_unknown_outcome_and_a_release_are_tried_as_long() {
         driven.store(Ok(Reply::Claimed { attempt: 1 }));
         let headers = pairs([(":status", status), header].iter());
         let end_of_stream = true;
-        let response =
-            Input::ResponseHeaders { headers: &headers, attributes: &Upstream, end_of_stream };
+        let response = Input::Response(ResponsePart::Headers {
+            headers: &headers,
+            attributes: &Upstream,
+            end_of_stream,
+        });
         driven.feed(response);
         let (pauses, took) = to_the_end(&mut driven);
         assert_eq!(took, Duration::from_secs(70), "{status}");
@@ -145,7 +152,7 @@ fn an_empty_answer_is_held_at_its_headers_although_its_stream_goes_on() {
     let mut driven = answered(&[("content-length", "0")], false);
     assert_eq!(driven.flow, Flow::Hold);
     assert!(matches!(driven.question().1, Command::Complete { .. }));
-    let end = Input::ResponseBody { chunk: &[], length: 0, end_of_stream: true };
+    let end = Input::Response(ResponsePart::Body { chunk: &[], length: 0, end_of_stream: true });
     assert_eq!(driven.feed(end), Flow::Hold);
     assert_eq!(driven.store(Ok(Reply::Done)), Flow::Continue);
 }

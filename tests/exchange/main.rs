@@ -11,7 +11,9 @@ mod finishing;
 mod owed;
 
 use envoy_idempotency::config::Config;
-use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Flow, Input, Order, Question, RequestPart, StoreReply, WorkerFact,
+};
 use envoy_idempotency::key::Attributes;
 use envoy_idempotency::record::Token;
 use envoy_idempotency::reply::LocalReply;
@@ -62,11 +64,15 @@ impl Driven {
     fn request(&mut self, more: &[(&str, &str)], end_of_stream: bool) -> Flow {
         let headers = [(":method", "POST"), (":authority", "a.example"), (":path", "/")];
         let headers = pairs(headers.iter().chain(more));
-        self.feed(Input::RequestHeaders { headers: &headers, attributes: &Upstream, end_of_stream })
+        self.feed(Input::Request(RequestPart::Headers {
+            headers: &headers,
+            attributes: &Upstream,
+            end_of_stream,
+        }))
     }
 
     fn body(&mut self, length: usize, end_of_stream: bool) -> Flow {
-        self.feed(Input::RequestBody { chunk: &[], length, end_of_stream })
+        self.feed(Input::Request(RequestPart::Body { chunk: &[], length, end_of_stream }))
     }
 
     /// The question to the store that was asked last.
@@ -77,7 +83,7 @@ impl Driven {
 
     fn store(&mut self, reply: Result<Reply, StoreError>) -> Flow {
         let (question, _) = self.question();
-        self.feed(Input::StoreReplied { question, reply })
+        self.feed(Input::Store(StoreReply { question, reply }))
     }
 
     /// The next alarm has come: how long that took.
@@ -85,7 +91,7 @@ impl Driven {
         let at = self.exchange.as_ref().unwrap().alarm().unwrap();
         let took = self.now.until(at);
         self.now = at;
-        self.feed(Input::Tick);
+        self.feed(Input::Worker(WorkerFact::Tick));
         took
     }
 

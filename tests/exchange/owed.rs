@@ -1,7 +1,7 @@
 //! Answers that wait for the end of their request.
 
 use super::{Driven, Upstream, pairs};
-use envoy_idempotency::exchange::{Flow, Input};
+use envoy_idempotency::exchange::{Flow, Input, RequestPart, ResponsePart};
 use envoy_idempotency::store::StoreError;
 use serde_json::json;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn what_comes_is_thrown_away_and_the_answer_follows_the_end() {
 fn trailers_are_an_end_too() {
     let mut driven = refused(&[]);
     assert_eq!(driven.body(256, false), Flow::Discard);
-    assert_eq!(driven.feed(Input::RequestTrailers), Flow::Hold);
+    assert_eq!(driven.feed(Input::Request(RequestPart::Trailers)), Flow::Hold);
     assert_eq!(driven.answers().len(), 1);
 }
 
@@ -64,7 +64,7 @@ fn the_answer_does_not_wait_for_what_will_not_come() {
     }
     let mut driven = refused(&[]);
     assert!(driven.answers().is_empty());
-    driven.feed(Input::BodyBlocked);
+    driven.feed(Input::Request(RequestPart::BodyBlocked));
     assert_eq!(driven.answers().len(), 1);
 }
 
@@ -76,8 +76,11 @@ fn a_client_that_is_gone_gets_no_answer_and_nor_does_one_that_has_another() {
     let mut driven = refused(&[]);
     let headers = pairs([(":status", "504")].iter());
     let end_of_stream = true;
-    let response =
-        Input::ResponseHeaders { headers: &headers, attributes: &Upstream, end_of_stream };
+    let response = Input::Response(ResponsePart::Headers {
+        headers: &headers,
+        attributes: &Upstream,
+        end_of_stream,
+    });
     assert_eq!(driven.feed(response), Flow::Continue);
     driven.body(0, true);
     assert!(driven.answers().is_empty());

@@ -2,7 +2,10 @@
 
 use crate::map::Map;
 use envoy_idempotency::config::Config;
-use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Fetched, Flow, Input, Order, Question, RequestPart, ResponsePart, StoreReply,
+    WorkerFact,
+};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::shared_data::{Capacity, MemoryStore};
@@ -374,7 +377,7 @@ impl World {
                 if reply.is_err() {
                     self.totals.store_errors += 1;
                 }
-                self.feed(stream, Input::StoreReplied { question, reply });
+                self.feed(stream, Input::Store(StoreReply { question, reply }));
             }
             Event::SharedReplies { stream, question, command, reply } => {
                 if reply.is_err() {
@@ -386,7 +389,7 @@ impl World {
                 if concluded.wake {
                     self.after(1, Event::Woken { envoy, key: command.key() });
                 }
-                self.feed(stream, Input::StoreReplied { question, reply: concluded.reply });
+                self.feed(stream, Input::Store(StoreReply { question, reply: concluded.reply }));
             }
             Event::BeginsAgain { stream, question, command } => {
                 self.begin(stream, question, command);
@@ -400,7 +403,7 @@ impl World {
             Event::Tick { stream } => {
                 if self.streams[stream].tick_at.is_some_and(|at| at <= self.now) {
                     self.streams[stream].tick_at = None;
-                    self.feed(stream, Input::Tick);
+                    self.feed(stream, Input::Worker(WorkerFact::Tick));
                 }
             }
             Event::OriginAnswers { stream } => self.origin_answers(stream),
@@ -430,7 +433,7 @@ impl World {
     fn wake(&mut self, envoy: usize, key: Key) {
         for stream in self.watchers.get(&key).cloned().unwrap_or_default() {
             if self.streams[stream].envoy == envoy {
-                self.feed(stream, Input::Woken);
+                self.feed(stream, Input::Worker(WorkerFact::Woken));
             }
         }
     }
@@ -482,23 +485,31 @@ impl World {
             (b"content-type".to_vec(), b"application/json".to_vec()),
         ];
         let attributes = Told(Ending::Stored);
-        let input = Input::RequestHeaders {
+        let input = Input::Request(RequestPart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.feed(stream, input);
         let body = format!("{{\"id\":{}}}", operation.1);
         let (first, second) = body.as_bytes().split_at(3);
         self.feed(
             stream,
-            Input::RequestBody { chunk: first, length: first.len(), end_of_stream: false },
+            Input::Request(RequestPart::Body {
+                chunk: first,
+                length: first.len(),
+                end_of_stream: false,
+            }),
         );
         self.feed(
             stream,
-            Input::RequestBody { chunk: second, length: second.len(), end_of_stream: false },
+            Input::Request(RequestPart::Body {
+                chunk: second,
+                length: second.len(),
+                end_of_stream: false,
+            }),
         );
-        self.feed(stream, Input::RequestTrailers);
+        self.feed(stream, Input::Request(RequestPart::Trailers));
     }
 
     fn envoy_time(&self, envoy: usize) -> Timestamp {
@@ -516,7 +527,7 @@ impl World {
             return;
         };
         let from_elsewhere =
-            matches!(input, Input::StoreReplied { .. } | Input::Woken | Input::Tick);
+            matches!(input, Input::Store(_) | Input::Worker(WorkerFact::Woken | WorkerFact::Tick));
         let step = exchange.handle(input, now);
         let Stream { answered, executing, sent, .. } = self.streams[stream];
         let refused = answered && (!executing || sent.is_some());
@@ -784,7 +795,7 @@ impl World {
             Ending::Doubtful => answer("504", None, "upstream request timeout"),
             Ending::DiesInTheMiddle => Fetched::Broken,
         };
-        self.feed(stream, Input::OriginReplied { question, fetched });
+        self.feed(stream, Input::Worker(WorkerFact::OriginReplied { question, fetched }));
     }
 
     fn origin_answers(&mut self, stream: usize) {
@@ -803,15 +814,19 @@ impl World {
             (b"content-type".to_vec(), b"text/plain".to_vec()),
         ];
         let attributes = Told(ending);
-        let input = Input::ResponseHeaders {
+        let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.feed(stream, input);
         self.feed(
             stream,
-            Input::ResponseBody { chunk: b"half of ", length: 8, end_of_stream: false },
+            Input::Response(ResponsePart::Body {
+                chunk: b"half of ",
+                length: 8,
+                end_of_stream: false,
+            }),
         );
         if ending == Ending::DiesInTheMiddle {
             self.streams[stream].answered = true;
@@ -827,7 +842,11 @@ impl World {
         self.streams[stream].end_held = true;
         self.feed(
             stream,
-            Input::ResponseBody { chunk: b"an answer", length: 9, end_of_stream: true },
+            Input::Response(ResponsePart::Body {
+                chunk: b"an answer",
+                length: 9,
+                end_of_stream: true,
+            }),
         );
     }
 

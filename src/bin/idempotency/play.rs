@@ -6,7 +6,9 @@
 use super::request::Request;
 use super::said::Said;
 use envoy_idempotency::config::{Config, Ongoing, Rule};
-use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Flow, Input, Order, Question, RequestPart, StoreReply,
+};
 use envoy_idempotency::key::{Attributes, Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
 use envoy_idempotency::reply::LocalReply;
@@ -28,14 +30,18 @@ pub(super) fn play(
 ) -> Played {
     let exchange = Exchange::new(config.clone(), "explain".into(), Token([1; 16]));
     let ends = request.body.is_empty();
-    let headers =
-        Input::RequestHeaders { headers: &request.headers, attributes, end_of_stream: ends };
+    let headers = Input::Request(RequestPart::Headers {
+        headers: &request.headers,
+        attributes,
+        end_of_stream: ends,
+    });
     let mut step = exchange.handle(headers, NOW);
     let mut played = Played { held: step.flow == Flow::Hold, ..Played::default() };
     let mut questions = played.take(&mut step.orders);
     if !ends && (played.held || step.next.wants_bytes()) {
         let length = request.body.len();
-        let body = Input::RequestBody { chunk: &request.body, length, end_of_stream: true };
+        let body =
+            Input::Request(RequestPart::Body { chunk: &request.body, length, end_of_stream: true });
         step = step.next.handle(body, NOW);
         played.held = step.flow == Flow::Hold;
         questions = questions.or(played.take(&mut step.orders));
@@ -47,7 +53,7 @@ pub(super) fn play(
             played.claim = Some((*key, *fingerprint));
         }
         let reply = meets.reply(&command);
-        step = step.next.handle(Input::StoreReplied { question, reply }, NOW);
+        step = step.next.handle(Input::Store(StoreReply { question, reply }), NOW);
         played.held = step.flow == Flow::Hold;
         questions = played.take(&mut step.orders);
     }

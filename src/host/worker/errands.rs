@@ -1,7 +1,7 @@
 //! A worker's questions to the store and requests of its own: what is on its way, and who waits for it.
 
 use super::Worker;
-use crate::exchange::{Fetched, Headers, Input};
+use crate::exchange::{Fetched, Headers, Input, StoreReply, WorkerFact};
 use crate::host::abi;
 use crate::host::backend::Asker;
 use crate::host::calls::{self, Caller, Wanted};
@@ -102,11 +102,11 @@ impl Worker {
             }
             Source::Waiters => {
                 let Some(id) = self.waiters.take_woken() else { return false };
-                self.come_back(id, Input::Woken);
+                self.come_back(id, Input::Worker(WorkerFact::Woken));
             }
             Source::Timers => {
                 let Some(id) = self.timers.take_due(now) else { return false };
-                self.come_back(id, Input::Tick);
+                self.come_back(id, Input::Worker(WorkerFact::Tick));
             }
             Source::Groups => {
                 let turn = self.store.redis().and_then(|redis| redis.groups.take_turn(now));
@@ -125,7 +125,10 @@ impl Worker {
                 }
             }
             Fact::Fetched(Asker { stream, question }, fetched) => {
-                self.come_back(stream, Input::OriginReplied { question, fetched });
+                self.come_back(
+                    stream,
+                    Input::Worker(WorkerFact::OriginReplied { question, fetched }),
+                );
             }
             Fact::EndedElsewhere(key) => {
                 if let Some(redis) = self.store.redis() {
@@ -155,7 +158,7 @@ impl Worker {
 
     fn answered(&mut self, asker: Asker, reply: Result<Reply, StoreError>) {
         let Asker { stream, question } = asker;
-        self.come_back(stream, Input::StoreReplied { question, reply });
+        self.come_back(stream, Input::Store(StoreReply { question, reply }));
     }
 
     /// Asks the store. What it can say at once is returned; else it is a fact, later.
