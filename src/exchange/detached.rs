@@ -2,12 +2,12 @@
 //! or not somebody still waits for it.
 
 use super::claim::{Claim, Heartbeat};
+use super::finish::{self, Rest};
 use super::retention::{Capture, Plan, plan};
-use super::settle::{self, Rest};
 use super::source::{Source, source};
 use super::{
-    Context, Flow, Headers, Input, Order, Passing, Question, ResponsePart, State, StoreReply, Then,
-    WorkerFact, value,
+    Context, Flow, Headers, Input, Order, Passing, Question, ResponsePart, State, StoreReply,
+    Transition, WorkerFact, value,
 };
 use crate::config::{Detached, Rule};
 use crate::key::Attributes;
@@ -50,14 +50,14 @@ pub enum Fetched {
 
 /// What will be sent once the claim is ours.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(super) struct Unsent {
     outgoing: Outgoing,
 }
 
 /// The attribute that names the route's cluster (Envoy docs, "Attributes").
 const CLUSTER: [&str; 2] = ["xds", "cluster_name"];
 
-impl Draft {
+impl Unsent {
     /// What a request comes to that is to be executed detached. `None` if that cannot be done, so that
     /// it is proxied as any other: no route leads anywhere, or a header's value is not UTF-8, which the
     /// way to the worker's own requests does not carry.
@@ -113,15 +113,16 @@ pub(super) fn dispatch(
     context: &mut Context,
     rule: Rc<Rule>,
     claim: Claim,
-    draft: Draft,
+    unsent: Unsent,
     attempt: u32,
-) -> Then {
+) -> Transition {
     let through = rule.detached.as_ref().is_some_and(|detached| detached.via.is_some());
     let nonce = through.then(|| context.nonce.clone());
-    let outgoing = draft.finish(attempt, nonce.as_deref());
+    let outgoing = unsent.finish(attempt, nonce.as_deref());
     let question = context.number();
     let state = Dispatched { rule, claim: Some(claim), question, awaited: true };
-    Then::new(State::Dispatched(state), Flow::Hold).order(Order::Send(question, Box::new(outgoing)))
+    Transition::new(State::Dispatched(state), Flow::Hold)
+        .order(Order::Send(question, Box::new(outgoing)))
 }
 
 impl Dispatched {
@@ -138,7 +139,7 @@ impl Dispatched {
         context: &mut Context,
         input: Input<'_>,
         now: Timestamp,
-    ) -> Then {
+    ) -> Transition {
         match input {
             Input::Worker(WorkerFact::OriginReplied { question, fetched })
                 if question == self.question =>
@@ -147,36 +148,36 @@ impl Dispatched {
             }
             Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.as_mut().and_then(|claim| claim.beat(context, now));
-                Then::new(State::Dispatched(self), Flow::Hold).orders(beat)
+                Transition::new(State::Dispatched(self), Flow::Hold).orders(beat)
             }
             Input::Store(StoreReply { question, reply }) => {
                 let Some(claim) = &mut self.claim else {
-                    return Then::new(State::Dispatched(self), Flow::Hold);
+                    return Transition::new(State::Dispatched(self), Flow::Hold);
                 };
                 match claim.heartbeat_replied(&self.rule, question, reply) {
-                    Heartbeat::Alive => Then::new(State::Dispatched(self), Flow::Hold),
+                    Heartbeat::Alive => Transition::new(State::Dispatched(self), Flow::Hold),
                     Heartbeat::Lost(order) => {
                         self.claim = None;
-                        Then::new(State::Dispatched(self), Flow::Hold).order(order)
+                        Transition::new(State::Dispatched(self), Flow::Hold).order(order)
                     }
                 }
             }
             // The client is gone, or Envoy has answered it: the execution goes on.
             Input::StreamEnded | Input::Response(ResponsePart::Headers { .. }) => {
                 self.awaited = false;
-                Then::new(State::Dispatched(self), Flow::Continue)
+                Transition::new(State::Dispatched(self), Flow::Continue)
             }
             Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
-                Then::new(State::Dispatched(self), Flow::Continue)
+                Transition::new(State::Dispatched(self), Flow::Continue)
             }
             Input::Request(_)
             | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken) => {
-                Then::new(State::Dispatched(self), Flow::Hold)
+                Transition::new(State::Dispatched(self), Flow::Hold)
             }
         }
     }
 
-    fn fetched(self, context: &mut Context, fetched: Fetched) -> Then {
+    fn fetched(self, context: &mut Context, fetched: Fetched) -> Transition {
         let Self { rule, claim, awaited, .. } = self;
         let (source, headers, body) = match fetched {
             Fetched::NotSent => (Source::NothingSent, Vec::new(), Vec::new()),
@@ -191,8 +192,8 @@ impl Dispatched {
         let answer = awaited.then(|| Box::new(for_client(context, source, &headers, body.clone())));
         let Some(claim) = claim else {
             return match answer {
-                Some(answer) => settle::answer(&rule, *answer),
-                None => Then::new(State::Over, Flow::Continue),
+                Some(answer) => finish::answer(&rule, *answer),
+                None => Transition::new(State::Over, Flow::Continue),
             };
         };
         let unknown_ttl = rule.unknown_ttl;
@@ -225,7 +226,7 @@ impl Dispatched {
             Order::Log(Incident::Detached, said)
         });
         let rest = if awaited { Rest::Answered(answer) } else { Rest::Gone };
-        settle::settle(context, rule, claim, end, rest).orders(said)
+        finish::finish(context, rule, claim, end, rest).orders(said)
     }
 }
 
@@ -235,7 +236,7 @@ fn for_client(context: &Context, source: Source, headers: &Headers, body: Vec<u8
     let Some(status) = status else {
         let problem = match source {
             Source::NothingSent => Problem {
-                retry_after: Some(super::decide::RETRY_AFTER_SECONDS),
+                retry_after: Some(super::duplicate::RETRY_AFTER_SECONDS),
                 ..Problem::new(Code::OriginUnreachable, "the request could not be sent")
             },
             Source::Application | Source::MaybeSent => Problem::new(
@@ -305,19 +306,19 @@ fn source_of_call(headers: &Headers, body: &[u8], through: bool) -> Source {
 pub(super) struct Returned;
 
 impl Returned {
-    pub(super) fn handle(self, input: Input<'_>) -> Then {
+    pub(super) fn handle(self, input: Input<'_>) -> Transition {
         match input {
             Input::Response(ResponsePart::Headers { attributes, .. }) => {
                 let word = word(source(attributes)).to_owned();
-                Then::new(State::Passing(Passing::default()), Flow::Continue)
+                Transition::new(State::Passing(Passing::default()), Flow::Continue)
                     .order(Order::SetResponseHeader(header::SOURCE, word))
             }
-            Input::StreamEnded => Then::new(State::Over, Flow::Continue),
+            Input::StreamEnded => Transition::new(State::Over, Flow::Continue),
             Input::Request(_)
             | Input::Store(_)
             | Input::Worker(_)
             | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
-                Then::new(State::Returned(self), Flow::Continue)
+                Transition::new(State::Returned(self), Flow::Continue)
             }
         }
     }

@@ -2,23 +2,28 @@
 
 mod begin;
 mod claim;
-mod decide;
+mod claiming;
 mod detached;
+mod disowned;
+mod duplicate;
+mod finish;
 mod input;
 mod order;
 mod origin;
 mod owed;
-mod pending;
+mod passing;
 mod retention;
-mod settle;
 mod source;
 mod tail;
+mod transition;
 
 pub use detached::{Fetched, Outgoing};
 pub use input::{Input, RequestPart, ResponsePart, StoreReply, WorkerFact};
 pub use order::{Flow, Order, Question};
 
 use owed::{Meaning, Owed, RequestEnd};
+use passing::Passing;
+use transition::Transition;
 
 use crate::config::{Config, Rule};
 use crate::reply::LocalReply;
@@ -38,16 +43,16 @@ pub type Headers = [(Vec<u8>, Vec<u8>)];
 ///
 /// ```text
 ///  RequestHeaders                    Exists(ongoing), wait ┌─────────┐
-///   │    │ no rule, bypass, 4xx      ┌──────────────────▶ │ Waiting │ Woken, lease lapsed
+///   │    │ no rule, bypass, 4xx      ┌──────────────────▶ │ AwaitFirst │ Woken, lease lapsed
 ///   │    └──────────▶ Passing        │ ◀────────────────── └─────────┘
 ///   │ body needed     ▲              │  Exists(ongoing), requeue ┌────────┐
-///   ├──▶ AwaitBody ───┤              │ ────────────────────────▶ │ Queued │
+///   ├──▶ AwaitBody ───┤              │ ────────────────────────▶ │ Requeued │
 ///   │      │ 4xx      │ answered     │ ◀─────────── delay ────── └────────┘
 ///   ▼      ▼          │              │
 ///  ask ──────────▶ AwaitClaim ───────┘
 ///                     │ Claimed
 ///                     ▼       ResponseHeaders        end           Done
-///                AwaitOrigin ────────────▶ Recording ──▶ Settling ──▶ Passing
+///                AwaitOrigin ────────────▶ Recording ──▶ Finishing ──▶ Passing
 ///                     │ nothing to wait for │ too large ──▶ ▲
 ///                     ├───── release, unknown, tombstone ───┘
 ///    detached: Dispatched ──── OriginReplied ───────────────┘
@@ -95,23 +100,24 @@ impl Exchange {
         request_end.notice(&input);
         let meaning = Meaning::of(&input);
         let shadow = state.rule().is_some_and(|rule| rule.shadow);
-        let then = match state {
+        let transition = match state {
             State::Fresh => begin::fresh(&mut context, input, now),
             State::AwaitBody(state) => state.handle(&mut context, input, now),
             State::AwaitClaim(state) => state.handle(&mut context, input, now),
-            State::Waiting(state) => state.handle(&mut context, input, now),
-            State::Queued(state) => state.handle(&mut context, input, now),
+            State::AwaitFirst(state) => state.handle(&mut context, input, now),
+            State::Requeued(state) => state.handle(&mut context, input, now),
             State::Disowned(state) => state.handle(&mut context, input, now),
             State::AwaitOrigin(state) => state.handle(&mut context, input, now),
             State::Dispatched(state) => state.handle(&mut context, input, now),
             State::Returned(state) => state.handle(input),
             State::Recording(state) => state.handle(&mut context, input, now),
-            State::Settling(state) => state.handle(&mut context, input, now),
+            State::Finishing(state) => state.handle(&mut context, input, now),
             State::Passing(state) => state.handle(&context, input),
-            State::Over => Then::new(State::Over, Flow::Continue),
+            State::Over => Transition::new(State::Over, Flow::Continue),
         };
-        let shadow = shadow || then.state.rule().is_some_and(|rule| rule.shadow);
-        let Then { state, mut flow, mut orders } = if shadow { then.in_shadow() } else { then };
+        let shadow = shadow || transition.state.rule().is_some_and(|rule| rule.shadow);
+        let Transition { state, mut flow, mut orders } =
+            if shadow { transition.in_shadow() } else { transition };
         let owed = match owed {
             Some(owed) => {
                 let (owed, becomes) = owed.go_on(meaning, &request_end, &mut orders, now);
@@ -139,13 +145,13 @@ impl Exchange {
             State::Recording(state) => state.wants_bytes(),
             State::Fresh
             | State::AwaitClaim(_)
-            | State::Waiting(_)
-            | State::Queued(_)
+            | State::AwaitFirst(_)
+            | State::Requeued(_)
             | State::Disowned(_)
             | State::AwaitOrigin(_)
             | State::Dispatched(_)
             | State::Returned(_)
-            | State::Settling(_)
+            | State::Finishing(_)
             | State::Passing(_)
             | State::Over => false,
         }
@@ -171,14 +177,14 @@ impl Exchange {
             State::Fresh
             | State::AwaitBody(_)
             | State::AwaitClaim(_)
-            | State::Waiting(_)
-            | State::Queued(_)
+            | State::AwaitFirst(_)
+            | State::Requeued(_)
             | State::Disowned(_)
             | State::AwaitOrigin(_)
             | State::Dispatched(_)
             | State::Returned(_)
             | State::Recording(_)
-            | State::Settling(_) => false,
+            | State::Finishing(_) => false,
         }
     }
 }
@@ -217,15 +223,15 @@ impl Context {
 enum State {
     Fresh,
     AwaitBody(begin::AwaitBody),
-    AwaitClaim(pending::AwaitClaim),
-    Waiting(pending::Waiting),
-    Queued(pending::Queued),
-    Disowned(pending::Disowned),
+    AwaitClaim(claiming::AwaitClaim),
+    AwaitFirst(claiming::AwaitFirst),
+    Requeued(claiming::Requeued),
+    Disowned(disowned::Disowned),
     AwaitOrigin(origin::AwaitOrigin),
     Dispatched(detached::Dispatched),
     Returned(detached::Returned),
     Recording(origin::Recording),
-    Settling(settle::Settling),
+    Finishing(finish::Finishing),
     Passing(Passing),
     Over,
 }
@@ -233,12 +239,12 @@ enum State {
 impl State {
     fn alarm(&self) -> Option<Timestamp> {
         match self {
-            Self::Waiting(state) => Some(state.alarm()),
-            Self::Queued(state) => Some(state.alarm()),
+            Self::AwaitFirst(state) => Some(state.alarm()),
+            Self::Requeued(state) => Some(state.alarm()),
             Self::AwaitOrigin(state) => Some(state.alarm()),
             Self::Dispatched(state) => state.alarm(),
             Self::Recording(state) => Some(state.alarm()),
-            Self::Settling(state) => state.alarm(),
+            Self::Finishing(state) => state.alarm(),
             Self::Fresh
             | Self::AwaitBody(_)
             | Self::AwaitClaim(_)
@@ -253,48 +259,15 @@ impl State {
         match self {
             Self::AwaitBody(state) => Some(state.rule()),
             Self::AwaitClaim(state) => Some(state.rule()),
-            Self::Waiting(state) => Some(state.rule()),
-            Self::Queued(state) => Some(state.rule()),
+            Self::AwaitFirst(state) => Some(state.rule()),
+            Self::Requeued(state) => Some(state.rule()),
             Self::Disowned(state) => Some(state.rule()),
             Self::AwaitOrigin(state) => Some(state.rule()),
             Self::Dispatched(state) => Some(state.rule()),
             Self::Recording(state) => Some(state.rule()),
-            Self::Settling(state) => Some(state.rule()),
+            Self::Finishing(state) => Some(state.rule()),
             Self::Passing(state) => state.rule.as_deref(),
             Self::Fresh | Self::Returned(_) | Self::Over => None,
-        }
-    }
-}
-
-/// Nothing more to decide: what comes goes through.
-#[derive(Debug, Default)]
-struct Passing {
-    /// The rule that protects the request, if one does.
-    rule: Option<Rc<Rule>>,
-    /// Said in the response's headers, when the origin answers and the config wants it.
-    outcome: Option<Outcome>,
-    /// The answer is a replay whose record has no content type: Envoy's own default is taken off.
-    untyped: bool,
-    /// The filter has answered: the request is held for good.
-    answered: bool,
-}
-
-impl Passing {
-    fn handle(mut self, context: &Context, input: Input<'_>) -> Then {
-        match input {
-            Input::Response(ResponsePart::Headers { .. }) => {
-                let said = self.outcome.take().and_then(|outcome| context.status_header(outcome));
-                let taken_off = self.untyped.then_some(Order::RemoveResponseHeader("content-type"));
-                Then::new(State::Passing(self), Flow::Continue).orders(said).orders(taken_off)
-            }
-            Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
-                Then::new(State::Passing(self), Flow::Continue)
-            }
-            Input::Request(_) | Input::Store(_) | Input::Worker(_) => {
-                let flow = if self.answered { Flow::Hold } else { Flow::Continue };
-                Then::new(State::Passing(self), flow)
-            }
         }
     }
 }
@@ -307,9 +280,9 @@ impl Context {
     }
 
     /// The client gets this answer instead of the origin's.
-    fn answer(&self, rule: &Rc<Rule>, outcome: Outcome, reply: LocalReply) -> Then {
+    fn answer(&self, rule: &Rc<Rule>, outcome: Outcome, reply: LocalReply) -> Transition {
         let reply = self.with_status(outcome, reply);
-        settle::answer(rule, reply).after(vec![report(rule, outcome)])
+        finish::answer(rule, reply).after(vec![report(rule, outcome)])
     }
 
     /// The answer, with `Idempotency-Status` if the config wants it.
@@ -327,10 +300,10 @@ impl Context {
     }
 
     /// The origin answers as if there were no filter.
-    fn pass(&self, rule: &Rc<Rule>, outcome: Outcome) -> Then {
+    fn pass(&self, rule: &Rc<Rule>, outcome: Outcome) -> Transition {
         let passing =
             Passing { rule: Some(rule.clone()), outcome: Some(outcome), ..Passing::default() };
-        Then::new(State::Passing(passing), Flow::Continue).order(report(rule, outcome))
+        Transition::new(State::Passing(passing), Flow::Continue).order(report(rule, outcome))
     }
 }
 
@@ -352,58 +325,4 @@ fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
 
 fn report(rule: &Rc<Rule>, outcome: Outcome) -> Order {
     Order::Report(rule.clone(), Report { outcome, shadow: rule.shadow })
-}
-
-/// A step, before it is known whether it happens in the shadow.
-struct Then {
-    state: State,
-    flow: Flow,
-    orders: Vec<Order>,
-}
-
-impl Then {
-    fn new(state: State, flow: Flow) -> Self {
-        Self { state, flow, orders: Vec::new() }
-    }
-
-    fn order(mut self, order: Order) -> Self {
-        self.orders.push(order);
-        self
-    }
-
-    fn orders(mut self, orders: impl IntoIterator<Item = Order>) -> Self {
-        self.orders.extend(orders);
-        self
-    }
-
-    /// What comes first when `orders` precede this step.
-    fn after(mut self, mut orders: Vec<Order>) -> Self {
-        orders.append(&mut self.orders);
-        self.orders = orders;
-        self
-    }
-
-    /// Decided, counted and recorded all the same, but neither client nor origin notices.
-    fn in_shadow(mut self) -> Self {
-        self.flow = Flow::Continue;
-        self.orders.retain(|order| match order {
-            Order::Ask(..)
-            | Order::AskHere(..)
-            | Order::Report(..)
-            | Order::Count(_)
-            | Order::Log(..) => true,
-            Order::Send(..)
-            | Order::Answer(_)
-            | Order::SetRequestHeader(..)
-            | Order::RemoveRequestHeader(_)
-            | Order::SetResponseHeader(..)
-            | Order::RemoveResponseHeader(_)
-            | Order::Watch(_)
-            | Order::Unwatch(_) => false,
-        });
-        if let State::Passing(passing) = &mut self.state {
-            passing.untyped = false;
-        }
-        self
-    }
 }

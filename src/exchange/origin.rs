@@ -1,12 +1,12 @@
 //! The right to run was given: the origin answers, and the answer is recorded on its way.
 
 use super::claim::{Claim, Heartbeat};
+use super::finish::{Rest, finish};
 use super::retention::{Capture, Plan, plan};
-use super::settle::{Rest, settle};
 use super::source::{Source, source};
 use super::tail::Tail;
 use super::{
-    Context, Flow, Headers, Input, Order, Passing, ResponsePart, State, StoreReply, Then,
+    Context, Flow, Headers, Input, Order, Passing, ResponsePart, State, StoreReply, Transition,
     WorkerFact, value,
 };
 use crate::config::Rule;
@@ -54,26 +54,26 @@ impl AwaitOrigin {
         context: &mut Context,
         input: Input<'_>,
         now: Timestamp,
-    ) -> Then {
+    ) -> Transition {
         match input {
             Input::Response(ResponsePart::Headers { headers, attributes, end_of_stream }) => {
                 self.answered(context, headers, attributes, end_of_stream)
             }
-            Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
+            Input::StreamEnded => mark_unknown(context, self.rule, self.claim, Rest::Gone),
             Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.beat(context, now);
-                Then::new(State::AwaitOrigin(self), Flow::Continue).orders(beat)
+                Transition::new(State::AwaitOrigin(self), Flow::Continue).orders(beat)
             }
             Input::Store(StoreReply { question, reply }) => {
                 match self.claim.heartbeat_replied(&self.rule, question, reply) {
-                    Heartbeat::Alive => Then::new(State::AwaitOrigin(self), Flow::Continue),
+                    Heartbeat::Alive => Transition::new(State::AwaitOrigin(self), Flow::Continue),
                     Heartbeat::Lost(order) => lost(self.rule, Some(Outcome::Executed), order),
                 }
             }
             Input::Request(_)
             | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken)
             | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
-                Then::new(State::AwaitOrigin(self), Flow::Continue)
+                Transition::new(State::AwaitOrigin(self), Flow::Continue)
             }
         }
     }
@@ -84,7 +84,7 @@ impl AwaitOrigin {
         headers: &Headers,
         attributes: &dyn Attributes,
         end_of_stream: bool,
-    ) -> Then {
+    ) -> Transition {
         let Self { rule, claim } = self;
         let mut orders = Vec::from_iter(context.status_header(Outcome::Executed));
         let source = source(attributes);
@@ -95,20 +95,20 @@ impl AwaitOrigin {
         // A client that counts bytes has an empty answer with its headers.
         let is_whole = end_of_stream || tail.is_whole();
         let rest = Rest::after(is_whole, tail);
-        let then = match plan(&rule, headers, source) {
+        let transition = match plan(&rule, headers, source) {
             Plan::Record { status, ttl, capture } => {
                 let recording = Recording { rule, claim, status, ttl, capture, tail };
                 if is_whole {
                     recording.finish(context)
                 } else {
-                    Then::new(State::Recording(recording), Flow::Continue)
+                    Transition::new(State::Recording(recording), Flow::Continue)
                 }
             }
             Plan::Tombstone { status, ttl } => tombstone(context, rule, claim, (status, ttl), rest),
-            Plan::Release => settle(context, rule, claim, Claim::release, rest),
-            Plan::Unknown => in_doubt(context, rule, claim, rest),
+            Plan::Release => finish(context, rule, claim, Claim::release, rest),
+            Plan::Unknown => mark_unknown(context, rule, claim, rest),
         };
-        then.after(orders)
+        transition.after(orders)
     }
 }
 
@@ -119,14 +119,14 @@ fn tombstone(
     claim: Claim,
     (status, ttl): (u16, Duration),
     rest: Rest,
-) -> Then {
-    settle(context, rule, claim, |claim| claim.complete(status, Kept::Nothing, ttl), rest)
+) -> Transition {
+    finish(context, rule, claim, |claim| claim.complete(status, Kept::Nothing, ttl), rest)
 }
 
 /// It may have run, and nobody can tell.
-fn in_doubt(context: &mut Context, rule: Rc<Rule>, claim: Claim, rest: Rest) -> Then {
+fn mark_unknown(context: &mut Context, rule: Rc<Rule>, claim: Claim, rest: Rest) -> Transition {
     let unknown_ttl = rule.unknown_ttl;
-    settle(context, rule, claim, |claim| claim.mark_unknown(unknown_ttl), rest)
+    finish(context, rule, claim, |claim| claim.mark_unknown(unknown_ttl), rest)
 }
 
 impl Recording {
@@ -150,7 +150,7 @@ impl Recording {
         context: &mut Context,
         input: Input<'_>,
         now: Timestamp,
-    ) -> Then {
+    ) -> Transition {
         match input {
             Input::Response(ResponsePart::Body { chunk, length, end_of_stream }) => {
                 let is_last = self.tail.take(length, end_of_stream);
@@ -158,26 +158,26 @@ impl Recording {
             }
             Input::Response(ResponsePart::Trailers) => self.finish(context),
             // Died in the middle, at the origin or at the client: it ran, and nobody has the answer.
-            Input::StreamEnded => in_doubt(context, self.rule, self.claim, Rest::Gone),
+            Input::StreamEnded => mark_unknown(context, self.rule, self.claim, Rest::Gone),
             Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.beat(context, now);
-                Then::new(State::Recording(self), Flow::Continue).orders(beat)
+                Transition::new(State::Recording(self), Flow::Continue).orders(beat)
             }
             Input::Store(StoreReply { question, reply }) => {
                 match self.claim.heartbeat_replied(&self.rule, question, reply) {
-                    Heartbeat::Alive => Then::new(State::Recording(self), Flow::Continue),
+                    Heartbeat::Alive => Transition::new(State::Recording(self), Flow::Continue),
                     Heartbeat::Lost(order) => lost(self.rule, None, order),
                 }
             }
             Input::Request(_)
             | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken)
             | Input::Response(ResponsePart::Headers { .. }) => {
-                Then::new(State::Recording(self), Flow::Continue)
+                Transition::new(State::Recording(self), Flow::Continue)
             }
         }
     }
 
-    fn more(mut self, context: &mut Context, chunk: &[u8], is_last: bool) -> Then {
+    fn more(mut self, context: &mut Context, chunk: &[u8], is_last: bool) -> Transition {
         if let Capture::Answer(answer) = &mut self.capture {
             if answer.body.len().saturating_add(chunk.len()) > self.rule.limits.response_body {
                 let Self { rule, claim, status, ttl, tail, .. } = self;
@@ -189,23 +189,23 @@ impl Recording {
         if is_last {
             self.finish(context)
         } else {
-            Then::new(State::Recording(self), Flow::Continue)
+            Transition::new(State::Recording(self), Flow::Continue)
         }
     }
 
-    fn finish(self, context: &mut Context) -> Then {
+    fn finish(self, context: &mut Context) -> Transition {
         let Self { rule, claim, status, ttl, capture, tail: _ } = self;
         let kept = match capture {
             Capture::Answer(answer) => Kept::Answer(answer),
             Capture::StatusOnly => Kept::StatusOnly,
         };
         let end = |claim: Claim| -> Command { claim.complete(status, kept, ttl) };
-        settle(context, rule, claim, end, Rest::LastByte)
+        finish(context, rule, claim, end, Rest::LastByte)
     }
 }
 
 /// Somebody took over: there is nothing left to end, and the client gets its answer unrecorded.
-fn lost(rule: Rc<Rule>, outcome: Option<Outcome>, order: Order) -> Then {
+fn lost(rule: Rc<Rule>, outcome: Option<Outcome>, order: Order) -> Transition {
     let passing = Passing { rule: Some(rule), outcome, ..Passing::default() };
-    Then::new(State::Passing(passing), Flow::Continue).order(order)
+    Transition::new(State::Passing(passing), Flow::Continue).order(order)
 }

@@ -13,7 +13,7 @@ pub(super) const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What a record means for a request that met it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meeting {
+pub(super) enum Resolution {
     /// It can be answered now.
     Answer(Outcome, LocalReply),
     /// The first is running, at least until its lease ends; the rule says what then.
@@ -22,27 +22,27 @@ pub(super) enum Meeting {
 
 /// Compares the fingerprint *before everything else*: a different request never learns what became
 /// of the first one.
-pub(super) fn meet(record: Record, fingerprint: Fingerprint, waited: bool) -> Meeting {
+pub(super) fn resolve(record: Record, fingerprint: Fingerprint, waited: bool) -> Resolution {
     let first_seen = record.first_seen;
     if record.fingerprint != fingerprint {
         let problem =
             problem(Code::KeyReused, "the key was used for a request that differs", first_seen);
-        return Meeting::Answer(Outcome::Mismatch, problem.into_reply());
+        return Resolution::Answer(Outcome::Mismatch, problem.into_reply());
     }
     let replayed = if waited { Outcome::Waited } else { Outcome::Replayed };
     match record.state {
-        State::Ongoing { lease_until, .. } => Meeting::Ongoing { lease_until, first_seen },
+        State::Ongoing { lease_until, .. } => Resolution::Ongoing { lease_until, first_seen },
         State::Unknown { .. } => {
             let detail = "the first request may have been executed and its outcome is not known; \
                           find out before you send it under another key";
             let reply = problem(Code::OutcomeUnknown, detail, first_seen).into_reply();
-            Meeting::Answer(Outcome::Unknown, reply)
+            Resolution::Answer(Outcome::Unknown, reply)
         }
         State::Finished { status, kept: Kept::Answer(answer), .. } => {
-            Meeting::Answer(replayed, replay(status, answer.headers, answer.body))
+            Resolution::Answer(replayed, replay(status, answer.headers, answer.body))
         }
         State::Finished { status, kept: Kept::StatusOnly, .. } => {
-            Meeting::Answer(replayed, replay(status, Vec::new(), Vec::new()))
+            Resolution::Answer(replayed, replay(status, Vec::new(), Vec::new()))
         }
         State::Finished { status, kept: Kept::Nothing, .. } => {
             let detail = "the first request was executed; its answer was too large to keep";
@@ -50,7 +50,7 @@ pub(super) fn meet(record: Record, fingerprint: Fingerprint, waited: bool) -> Me
                 original_status: Some(status),
                 ..problem(Code::CompletedNotStored, detail, first_seen)
             };
-            Meeting::Answer(Outcome::Tombstone, problem.into_reply())
+            Resolution::Answer(Outcome::Tombstone, problem.into_reply())
         }
     }
 }

@@ -3,8 +3,8 @@
 use super::claim::Claim;
 use super::tail::Tail;
 use super::{
-    Context, Flow, Input, Order, Passing, Question, ResponsePart, State, StoreReply, Then, Whom,
-    WorkerFact, has_type,
+    Context, Flow, Input, Order, Passing, Question, ResponsePart, State, StoreReply, Transition,
+    Whom, WorkerFact, has_type,
 };
 use crate::config::Rule;
 use crate::key::Key;
@@ -28,7 +28,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The client's last byte waits for the first reply, so that a client that has its answer finds the
 /// record. It does not wait for a second try: its answer is worth more than our record.
 #[derive(Debug)]
-pub(super) struct Settling {
+pub(super) struct Finishing {
     rule: Rc<Rule>,
     whom: Whom,
     command: Command,
@@ -78,11 +78,11 @@ impl Rest {
 }
 
 /// The client gets this answer, and there is nothing to settle.
-pub(super) fn answer(rule: &Rc<Rule>, reply: LocalReply) -> Then {
+pub(super) fn answer(rule: &Rc<Rule>, reply: LocalReply) -> Transition {
     let untyped = is_untyped(&reply);
     let rule = Some(rule.clone());
     let state = State::Passing(Passing { rule, outcome: None, untyped, answered: true });
-    Then::new(state, Flow::Hold).order(Order::Answer(reply))
+    Transition::new(state, Flow::Hold).order(Order::Answer(reply))
 }
 
 /// An answer of ours whose body Envoy would give a content type that the origin's had not.
@@ -91,15 +91,15 @@ fn is_untyped(reply: &LocalReply) -> bool {
 }
 
 /// Ends `claim` by the command that `end` makes of it.
-pub(super) fn settle(
+pub(super) fn finish(
     context: &mut Context,
     rule: Rc<Rule>,
     claim: Claim,
     end: impl FnOnce(Claim) -> Command,
     rest: Rest,
-) -> Then {
+) -> Transition {
     let (whom, until) = (claim.whom(), claim.lease_until());
-    settle_command(context, rule, whom, end(claim), until, true, rest)
+    finish_command(context, rule, whom, end(claim), until, true, rest)
 }
 
 /// Past its lease a claim's outcome is unknown, and only after that somebody else may claim the key.
@@ -114,11 +114,11 @@ pub(super) fn take_back(
     rule: Rc<Rule>,
     key: Key,
     lease_until: Timestamp,
-) -> Then {
+) -> Transition {
     let command = Command::Release { key, token: context.token };
     let (question, order) = context.ask(Whom::Store, command.clone());
     let give_up_at = taken_until(&rule, lease_until);
-    let settling = Settling {
+    let finishing = Finishing {
         rule,
         whom: Whom::Store,
         command,
@@ -133,7 +133,7 @@ pub(super) fn take_back(
         untyped: false,
         stream_over: false,
     };
-    Then::new(State::Settling(settling), Flow::Hold).order(order)
+    Transition::new(State::Finishing(finishing), Flow::Hold).order(order)
 }
 
 /// The pauses of two exchanges differ by up to a quarter, so that those that an outage has left do not ask in step.
@@ -143,7 +143,7 @@ fn first_pause(context: &Context) -> Duration {
 }
 
 /// Sends `command`, which ends a claim that was given, or may have been, and whose lease lasts so long.
-pub(super) fn settle_command(
+pub(super) fn finish_command(
     context: &mut Context,
     rule: Rc<Rule>,
     whom: Whom,
@@ -151,7 +151,7 @@ pub(super) fn settle_command(
     lease_until: Timestamp,
     given: bool,
     rest: Rest,
-) -> Then {
+) -> Transition {
     let (question, order) = context.ask(whom, command.clone());
     let give_up_at = taken_until(&rule, lease_until);
     let stream_over = rest == Rest::Gone;
@@ -162,7 +162,7 @@ pub(super) fn settle_command(
         Rest::Answered(answer) => (Flow::Hold, Tail::UNKNOWN, answer),
         Rest::Gone => (Flow::Continue, Tail::UNKNOWN, None),
     };
-    let settling = Settling {
+    let finishing = Finishing {
         rule,
         whom,
         command,
@@ -177,10 +177,10 @@ pub(super) fn settle_command(
         untyped: false,
         stream_over,
     };
-    Then::new(State::Settling(settling), flow).order(order)
+    Transition::new(State::Finishing(finishing), flow).order(order)
 }
 
-impl Settling {
+impl Finishing {
     pub(super) fn rule(&self) -> &Rule {
         &self.rule
     }
@@ -197,42 +197,42 @@ impl Settling {
         context: &mut Context,
         input: Input<'_>,
         now: Timestamp,
-    ) -> Then {
+    ) -> Transition {
         match input {
             Input::Store(StoreReply { question, reply }) => match self.attempt {
                 Attempt::InFlight(asked) if asked == question => self.replied(reply, now),
                 // A heartbeat's reply that was overtaken by the end of the claim.
                 Attempt::InFlight(_) | Attempt::At(_) => {
                     let flow = if self.answered { Flow::Hold } else { self.flow() };
-                    Then::new(State::Settling(self), flow)
+                    Transition::new(State::Finishing(self), flow)
                 }
             },
             Input::Worker(WorkerFact::Tick) => self.retry(context, now),
             Input::Response(ResponsePart::Body { length, end_of_stream, .. }) => {
                 let is_last = self.tail.take(length, end_of_stream);
                 let flow = if is_last { self.flow() } else { Flow::Continue };
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
             Input::Response(ResponsePart::Trailers) => {
                 let flow = self.flow();
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
             Input::StreamEnded => {
                 self.stream_over = true;
                 self.answer = None;
-                Then::new(State::Settling(self), Flow::Continue)
+                Transition::new(State::Finishing(self), Flow::Continue)
             }
             Input::Response(ResponsePart::Headers { .. }) => {
                 // Ours; or another's, which was faster.
                 self.answer = None;
                 let taken_off = std::mem::take(&mut self.untyped)
                     .then_some(Order::RemoveResponseHeader("content-type"));
-                Then::new(State::Settling(self), Flow::Continue).orders(taken_off)
+                Transition::new(State::Finishing(self), Flow::Continue).orders(taken_off)
             }
             Input::Request(_)
             | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken) => {
                 let flow = self.let_go();
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
         }
     }
@@ -248,7 +248,7 @@ impl Settling {
     }
 
     /// The store's first word, or a later one: the client gets its answer, if it still wants one.
-    fn replied(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Then {
+    fn replied(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Transition {
         let answer = self.answer.take();
         if let Some(answer) = &answer {
             self.untyped = is_untyped(answer);
@@ -256,7 +256,7 @@ impl Settling {
         self.ended(reply, now).orders(answer.map(|answer| Order::Answer(*answer)))
     }
 
-    fn ended(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Then {
+    fn ended(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Transition {
         let key = self.command.key();
         let rule = &self.rule.name;
         match reply {
@@ -279,26 +279,26 @@ impl Settling {
                 let said = format!("{rule} {key}: the end of a claim was not recorded: {error}");
                 let records = matches!(self.command, Command::Complete { .. });
                 let flow = self.let_go();
-                let then = Then::new(State::Settling(self), flow);
+                let transition = Transition::new(State::Finishing(self), flow);
                 match (first, records) {
-                    (true, true) => then
+                    (true, true) => transition
                         .order(Order::Count(Counter::RecordWriteFailures))
                         .order(Order::Log(Incident::RecordNotWritten, said)),
-                    (true, false) => then.order(Order::Log(Incident::RecordNotWritten, said)),
+                    (true, false) => transition.order(Order::Log(Incident::RecordNotWritten, said)),
                     // Once is enough: a store that is down is told of elsewhere.
-                    (false, _) => then,
+                    (false, _) => transition,
                 }
             }
         }
     }
 
-    fn retry(mut self, context: &mut Context, now: Timestamp) -> Then {
+    fn retry(mut self, context: &mut Context, now: Timestamp) -> Transition {
         match self.attempt {
             Attempt::At(time) if time <= now && now < self.give_up_at => {
                 let (question, order) = context.ask(self.whom, self.command.clone());
                 self.attempt = Attempt::InFlight(question);
                 let flow = self.let_go();
-                Then::new(State::Settling(self), flow).order(order)
+                Transition::new(State::Finishing(self), flow).order(order)
             }
             Attempt::At(_) if now >= self.give_up_at => {
                 let said = format!(
@@ -310,16 +310,16 @@ impl Settling {
             }
             Attempt::At(_) => {
                 let flow = self.let_go();
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
             Attempt::InFlight(_) => {
                 let flow = if self.answered { Flow::Hold } else { self.flow() };
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
         }
     }
 
-    fn done(self) -> Then {
+    fn done(self) -> Transition {
         let flow = self.let_go();
         let state = if self.stream_over {
             State::Over
@@ -327,6 +327,6 @@ impl Settling {
             let Self { rule, untyped, answered, .. } = self;
             State::Passing(Passing { rule: Some(rule), outcome: None, untyped, answered })
         };
-        Then::new(state, flow)
+        Transition::new(state, flow)
     }
 }
