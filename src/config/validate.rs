@@ -27,7 +27,7 @@ pub(super) const DEFAULT_TTL: Duration = DAY;
 /// Below a second a busy worker loses its claims; past ten minutes a crash blocks a key for too long.
 const LEASE: RangeInclusive<Duration> = SECOND..=Duration::from_secs(600);
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(10);
-/// Time enough for somebody to look, and short of what a client would wait for.
+/// Time enough for an operator to look, and shorter than clients keep retrying.
 pub(super) const DEFAULT_UNKNOWN_TTL: Duration = Duration::from_secs(15 * 60);
 /// Envoy ends a stream that is silent for `stream_idle_timeout`, five minutes by default.
 const PATIENCE: RangeInclusive<Duration> = SECOND..=Duration::from_secs(4 * 60);
@@ -153,7 +153,7 @@ fn header(path: String, name: &str) -> Checked<String> {
     if is_token(name) {
         Ok(name.to_ascii_lowercase())
     } else {
-        fail(path, format!("{name:?} is no header name"))
+        fail(path, format!("{name:?} is not a header name"))
     }
 }
 
@@ -162,7 +162,7 @@ fn cookie(path: String, name: &str) -> Checked<String> {
     if is_token(name) {
         Ok(name.to_owned())
     } else {
-        fail(path, format!("{name:?} is no cookie name"))
+        fail(path, format!("{name:?} is not a cookie name"))
     }
 }
 
@@ -247,7 +247,7 @@ fn bodies(path: &str, key: &KeyPlan, limits: Limits, detached: bool) -> Checked<
     let has = |wanted: fn(&KeyPart) -> bool| key.parts.iter().any(wanted);
     let reads_form = has(|part| matches!(part, KeyPart::Form(_)));
     if reads_form && has(|part| matches!(part, KeyPart::Json(_))) {
-        return fail(format!("{path}.key"), "both json and form parts, and no body is both");
+        return fail(format!("{path}.key"), "both json and form parts, but a body is never both");
     }
     let pointers = match key.fingerprint {
         FingerprintPlan::Fields(_) => Some("fields"),
@@ -255,7 +255,7 @@ fn bodies(path: &str, key: &KeyPlan, limits: Limits, detached: bool) -> Checked<
         FingerprintPlan::Body | FingerprintPlan::Nothing => None,
     };
     if let (true, Some(kind)) = (reads_form, pointers) {
-        let problem = "points into JSON, the key has form parts, and no body is both";
+        let problem = "points into JSON, the key has form parts, but a body is never both";
         return fail(format!("{path}.fingerprint.{kind}"), problem);
     }
     if limits.request_body == 0 && detached {
@@ -274,7 +274,7 @@ fn capture(path: String, name: &str, captures: &[String]) -> Checked<String> {
     if captures.iter().any(|known| known == name) {
         return Ok(name.to_owned());
     }
-    fail(path, format!("{name:?} is no capture of match.path, {}", which(captures)))
+    fail(path, format!("{name:?} is not a capture of match.path, {}", which(captures)))
 }
 
 fn which(captures: &[String]) -> String {
@@ -348,7 +348,8 @@ fn outcomes(path: &str, raw: Vec<raw::Outcome>) -> Checked<Outcomes> {
         };
         match (then, ttl) {
             (Disposition::Release | Disposition::Unknown, Some(_)) => {
-                let problem = "of no use: nothing is kept (unknown_ttl bounds what is in doubt)";
+                let problem =
+                    "has no effect: nothing is kept (unknown_ttl bounds an unknown outcome)";
                 return fail(format!("{path}.ttl"), problem);
             }
             (Disposition::Release | Disposition::Unknown, None)

@@ -1,4 +1,4 @@
-//! Before the store is asked: which rule, which key, and is the request fit for it.
+//! Before the store is asked: which rule and which key a request has, and whether it is valid.
 
 use super::claiming::{self, Claiming};
 use super::detached::{Returned, Unsent};
@@ -34,7 +34,7 @@ pub(super) fn fresh(context: &mut Context, input: Input<'_>, now: Timestamp) -> 
             head(context, headers, attributes, end_of_stream, now)
         }
         Input::StreamEnded => Transition::new(State::Over, Flow::Continue),
-        // A stream whose request headers never came (Envoy refused them): it is Envoy's to answer.
+        // A stream whose request headers never came, since Envoy refused them. Envoy answers it.
         Input::Request(
             RequestPart::Body { .. } | RequestPart::Trailers | RequestPart::BodyBlocked,
         )
@@ -67,7 +67,7 @@ fn head(
         Err(left) => left.into_transition(context, &rule),
         Ok(draft) => {
             let location = location(&rule, headers, &captures);
-            // In the shadow, nothing may be noticed: the request goes its own way.
+            // In shadow mode neither client nor origin may notice anything.
             let detached = rule.detached.as_ref().filter(|_| !rule.shadow);
             let unsent = detached.and_then(|detached| Unsent::new(detached, headers, attributes));
             let state = AwaitBody { rule, draft, location, body: Vec::new(), unsent };
@@ -78,7 +78,7 @@ fn head(
             }
         }
     };
-    // Only this filter may say which attempt it is.
+    // Only this filter may set the number of the attempt.
     transition.after(vec![Order::RemoveRequestHeader(header::ATTEMPT)])
 }
 
@@ -92,7 +92,7 @@ impl NotAdmitted {
     fn into_transition(self, context: &Context, rule: &Rc<Rule>) -> Transition {
         match self {
             Self::Bypassed(reason) => {
-                let said = format!("{}: left alone: {}", rule.name, reason.word());
+                let said = format!("{}: bypassed: {}", rule.name, reason.word());
                 context.pass(rule, Outcome::Bypassed).order(Order::Log(Incident::Bypassed, said))
             }
             Self::Refused(problem) => context.answer(rule, Outcome::Invalid, problem.into_reply()),
@@ -148,7 +148,7 @@ fn unfit(rule: &Rule, error: KeyError) -> NotAdmitted {
 fn too_large(limit: usize) -> Problem {
     Problem::new(
         Code::BodyTooLarge,
-        format!("the body is part of what makes this request one of its kind; up to {limit} bytes"),
+        format!("The request body is part of the idempotency key; the limit is {limit} bytes."),
     )
 }
 
@@ -163,23 +163,27 @@ fn location(rule: &Rule, headers: &Headers, captures: &Captures) -> Vec<u8> {
 
 fn dangling(route: Vec<u8>) -> Transition {
     let named = String::from_utf8_lossy(&route).into_owned();
-    let said = format!("route metadata names the rule {named:?}, and there is none of that name");
-    let problem = Problem::new(Code::Misconfigured, "the route names a rule that does not exist");
+    let said = format!("route metadata names the rule {named:?}, which does not exist");
+    let problem = Problem::new(
+        Code::Misconfigured,
+        "The route names an idempotency rule that does not exist.",
+    );
     Transition::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
         .order(Order::Log(Incident::Misconfigured, said))
         .order(Order::Answer(problem.into_reply()))
 }
 
-/// A request of this filter's own comes back through `via`; or somebody says so.
+/// A request of this filter's own that comes back through `via`, or a request that claims to be one.
 fn returned(context: &Context, nonce: &[u8]) -> Transition {
-    // Compared to the end: how long it takes tells nothing of where the two differ.
+    // Compared in constant time: the time must not reveal where the two differ.
     let ours = context.nonce.as_bytes();
     let differences = ours.iter().zip(nonce).fold(0, |all, (one, other)| all | (one ^ other));
     if nonce.len() == ours.len() && differences == 0 {
         return Transition::new(State::Returned(Returned), Flow::Continue)
             .order(Order::RemoveRequestHeader(header::VIA));
     }
-    let problem = Problem::new(Code::ViaRefused, "idempotency-via is not for clients to send");
+    let problem =
+        Problem::new(Code::ViaRefused, "Clients must not send the header idempotency-via.");
     Transition::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
         .order(Order::Answer(problem.into_reply()))
 }
@@ -215,7 +219,7 @@ impl AwaitBody {
             }
             Input::Request(RequestPart::Trailers) => self.whole(context, now),
             Input::Request(RequestPart::BodyBlocked) => self.blocked(context),
-            // Somebody else has answered the request: a time-out of Envoy's, another filter.
+            // Envoy (a time-out) or another filter has answered the request.
             Input::Response(ResponsePart::Headers { .. }) => {
                 context.pass(&self.rule, Outcome::Bypassed)
             }
@@ -243,16 +247,16 @@ impl AwaitBody {
         }
     }
 
-    /// Headers let through now would be a request that nobody checked.
+    /// The request cannot be checked, so it must not reach the origin.
     fn blocked(self, context: &Context) -> Transition {
         let said = format!(
-            "rule {} needs the request's body and Envoy keeps it back: set \
+            "the rule {} needs the request's body, which Envoy does not deliver: set \
              allow_on_headers_stop_iteration: true in the filter's plugin config",
             self.rule.name
         );
         let problem = Problem::new(
             Code::Misconfigured,
-            "the filter needs the request's body and is not set up to get it",
+            "The filter needs the request body, but Envoy is not configured to deliver it.",
         );
         NotAdmitted::Refused(problem)
             .into_transition(context, &self.rule)

@@ -66,7 +66,7 @@ impl Claim {
         self.key
     }
 
-    /// Who keeps it.
+    /// The store that granted it.
     pub(super) fn whom(&self) -> Whom {
         self.whom
     }
@@ -127,7 +127,7 @@ impl Claim {
         Command::Release { key: self.key, token: self.token }
     }
 
-    /// It may have run.
+    /// It may have run: its outcome is unknown.
     pub(super) fn mark_unknown(self, unknown_for: Duration) -> Command {
         Command::MarkUnknown { key: self.key, token: self.token, unknown_for }
     }

@@ -1,4 +1,4 @@
-//! Between the question to the store and the right to run: claimed, answered, waiting, queued.
+//! From the first claim to the right to run: claimed, answered, waiting, or requeued.
 
 use super::claim::Claim;
 use super::detached::{self, Unsent};
@@ -52,15 +52,15 @@ pub(super) struct AwaitClaim {
     asked_at: Timestamp,
     whom: Whom,
     watching: bool,
-    /// A wake-up came while the question was under way: its reply may be older than the wake-up.
+    /// A wake-up came while the question was in flight: the reply may be older than the wake-up.
     woken: bool,
 }
 
-/// The first is running; whoever ends it wakes us.
+/// The first is running; its end wakes this one.
 #[derive(Debug)]
 pub(super) struct AwaitFirst {
     claiming: Claiming,
-    /// The first's lease is over then, and nobody would wake us.
+    /// The first's lease is over then. If it crashed, no wake-up comes.
     ask_at: Timestamp,
     until: Timestamp,
     first_seen: Timestamp,
@@ -162,10 +162,10 @@ impl AwaitClaim {
             Patience::Until(_) | Patience::Attempts(_) => true,
         };
         match reply {
-            // The reply took so long that the claim may be somebody else's by now.
+            // The reply took so long that the claim may be another request's by now.
             Ok(Reply::Claimed { .. }) if self.asked_at.after(self.claiming.rule.lease) <= now => {
                 let said = format!(
-                    "{} {}: the claim came after its lease was over",
+                    "{} {}: the claim arrived after its lease was over",
                     self.claiming.rule.name, self.claiming.key
                 );
                 self.store_failed(context, true, now).order(Order::Log(Incident::StoreFailed, said))
@@ -246,7 +246,7 @@ impl AwaitClaim {
                 context.answer(&rule, Outcome::Rejected, reply)
             }
             (Ongoing::Wait { max }, Patience::Fresh | Patience::Attempts(_)) => {
-                // Watch first, then look again: what ends in between is either seen or heard of.
+                // Watch first, then ask again: an end in between shows in the reply or causes a wake-up.
                 self.claiming.patience = Patience::Until(now.after(*max));
                 let watch = Order::Watch(self.claiming.key);
                 ask_again(context, self.claiming, now, true).after(vec![watch])
@@ -302,7 +302,7 @@ impl AwaitClaim {
                 let answer =
                     context.answer(&rule, Outcome::StoreError, reply).after(self.unwatch());
                 if may_be_claimed && self.whom == Whom::Store {
-                    // Nothing has run: without this, the key would be in doubt for nothing.
+                    // Nothing has run: without this, the outcome would be unknown for no reason.
                     let lease_until = self.asked_at.after(rule.lease);
                     finish::take_back(context, rule, self.claiming.key, lease_until)
                         .after(answer.orders)

@@ -1,5 +1,5 @@
-//! Execution that outlives the client: the worker sends the request itself, and records the answer whether
-//! or not somebody still waits for it.
+//! Detached execution, which outlives the client: the worker sends the request itself, and records the answer
+//! even if the client has left.
 
 use super::claim::{Claim, Heartbeat};
 use super::finish::{self, Rest};
@@ -35,7 +35,7 @@ pub struct Outgoing {
 /// What became of a request of the worker's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fetched {
-    /// Envoy would not send it: nobody has got any of it.
+    /// Envoy did not send it: no byte of it reached an origin.
     NotSent,
     /// It broke off in the middle of its answer.
     Broken,
@@ -48,7 +48,7 @@ pub enum Fetched {
     },
 }
 
-/// What will be sent once the claim is ours.
+/// The request that the worker will send once the claim is granted.
 #[derive(Debug)]
 pub(super) struct Unsent {
     outgoing: Outgoing,
@@ -97,11 +97,11 @@ impl Unsent {
     }
 }
 
-/// The request is with the origin, and nobody's but ours.
+/// The worker's own request is with the origin.
 #[derive(Debug)]
 pub(super) struct Dispatched {
     rule: Rc<Rule>,
-    /// `None`: somebody took over meanwhile.
+    /// `None` once another request has taken over.
     claim: Option<Claim>,
     question: Question,
     /// The client still waits.
@@ -237,11 +237,14 @@ fn for_client(context: &Context, source: Source, headers: &Headers, body: Vec<u8
         let problem = match source {
             Source::NothingSent => Problem {
                 retry_after: Some(super::duplicate::RETRY_AFTER_SECONDS),
-                ..Problem::new(Code::OriginUnreachable, "the request could not be sent")
+                ..Problem::new(
+                    Code::OriginUnreachable,
+                    "The request could not be sent to the origin.",
+                )
             },
             Source::Application | Source::MaybeSent => Problem::new(
                 Code::OriginFailed,
-                "the answer broke off; whether the request was executed is not known",
+                "The origin's answer broke off. It is unknown whether the request was executed.",
             ),
         };
         return context.with_status(Outcome::Executed, problem.into_reply());
@@ -285,7 +288,7 @@ fn source_of_call(headers: &Headers, body: &[u8], through: bool) -> Source {
     if value(headers, "x-envoy-upstream-service-time").is_some() {
         return Source::Application;
     }
-    /// How Envoy's own 503 begins or ends when no connection was to be had.
+    /// What Envoy's own 503 says when it got no connection.
     const NOTHING_SENT: [&[u8]; 4] = [
         b"reset reason: connection failure",
         b"reset reason: remote connection failure",

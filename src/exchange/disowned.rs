@@ -35,14 +35,14 @@ impl Disowned {
         match input {
             Input::Store(StoreReply { question, reply }) if question == self.question => {
                 match reply {
-                    // Somebody else's record: there is nothing to give back.
+                    // Another request's record: there is nothing to give back.
                     Ok(Reply::Exists(_)) => match self.rest {
                         Rest::Gone => Transition::new(State::Over, Flow::Continue),
                         Rest::MoreToCome(_) | Rest::LastByte | Rest::Answered(_) => {
                             context.pass(&self.rule, Outcome::Rejected)
                         }
                     },
-                    // Ours, or perhaps ours. Nothing has run, and a release by who does not own changes
+                    // Granted, or perhaps granted. Nothing has run, and a release without the claim changes
                     // nothing.
                     Ok(Reply::Claimed { .. } | Reply::Done | Reply::NotOwner) | Err(_) => {
                         let given = matches!(reply, Ok(Reply::Claimed { .. }));

@@ -1,4 +1,4 @@
-//! The end of a claim on its way into the store, and what follows when it does not arrive.
+//! The command that ends a claim: sent, retried, and given up.
 
 use super::claim::Claim;
 use super::tail::Tail;
@@ -36,7 +36,7 @@ pub(super) struct Finishing {
     attempt: Attempt,
     /// The pause after the try in flight, if it fails.
     pause: Duration,
-    /// Up to here nobody else may have claimed the key, and the store takes the command.
+    /// Until then no other request can have claimed the key, and the store accepts the command.
     give_up_at: Timestamp,
     /// The store has given the claim, as far as is known; else it may have.
     given: bool,
@@ -44,7 +44,7 @@ pub(super) struct Finishing {
     /// The client has got an answer of the filter's: its request is held for good.
     answered: bool,
     tail: Tail,
-    /// Given to the client at the store's first word.
+    /// Given to the client at the store's first reply.
     answer: Option<Box<LocalReply>>,
     /// The answer was given, and the origin's had no content type.
     untyped: bool,
@@ -102,7 +102,7 @@ pub(super) fn finish(
     finish_command(context, rule, whom, end(claim), until, true, rest)
 }
 
-/// Past its lease a claim's outcome is unknown, and only after that somebody else may claim the key.
+/// Past its lease a claim's outcome is unknown, and another request may claim the key only after that.
 fn taken_until(rule: &Rule, lease_until: Timestamp) -> Timestamp {
     lease_until.after(rule.unknown_ttl)
 }
@@ -223,7 +223,7 @@ impl Finishing {
                 Transition::new(State::Finishing(self), Flow::Continue)
             }
             Input::Response(ResponsePart::Headers { .. }) => {
-                // Ours; or another's, which was faster.
+                // The filter's own answer, or another's that was faster.
                 self.answer = None;
                 let taken_off = std::mem::take(&mut self.untyped)
                     .then_some(Order::RemoveResponseHeader("content-type"));
@@ -247,7 +247,7 @@ impl Finishing {
         if self.failed || self.stream_over { Flow::Continue } else { Flow::Hold }
     }
 
-    /// The store's first word, or a later one: the client gets its answer, if it still wants one.
+    /// A reply of the store: at the first, the client gets the answer that waits for it.
     fn replied(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Transition {
         let answer = self.answer.take();
         if let Some(answer) = &answer {
@@ -264,7 +264,7 @@ impl Finishing {
             // It never was a claim, or has ended long ago.
             Ok(Reply::NotOwner) if !self.given => self.done(),
             Ok(Reply::NotOwner) => {
-                let said = format!("{rule} {key}: the claim was lost; its end was not recorded");
+                let said = format!("{rule} {key}: the claim was lost before its end was recorded");
                 self.done().order(Order::Log(Incident::ClaimLost, said))
             }
             Ok(reply @ (Reply::Claimed { .. } | Reply::Exists(_))) => {
@@ -285,7 +285,7 @@ impl Finishing {
                         .order(Order::Count(Counter::RecordWriteFailures))
                         .order(Order::Log(Incident::RecordNotWritten, said)),
                     (true, false) => transition.order(Order::Log(Incident::RecordNotWritten, said)),
-                    // Once is enough: a store that is down is told of elsewhere.
+                    // Logged once a claim: an outage of the store is logged elsewhere.
                     (false, _) => transition,
                 }
             }

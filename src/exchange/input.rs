@@ -14,7 +14,7 @@ pub enum Input<'a> {
     Store(StoreReply),
     /// The worker has something for the exchange.
     Worker(WorkerFact),
-    /// The stream is gone, whoever ended it: complete, reset, or left by the client.
+    /// The stream is gone, because it is complete, was reset, or its client left.
     StreamEnded,
 }
 

@@ -42,21 +42,38 @@ pub type Headers = [(Vec<u8>, Vec<u8>)];
 /// One request, from its headers to its last byte or its end.
 ///
 /// ```text
-///  RequestHeaders                    Exists(ongoing), wait ┌─────────┐
-///   │    │ no rule, bypass, 4xx      ┌──────────────────▶ │ AwaitFirst │ Woken, lease lapsed
-///   │    └──────────▶ Passing        │ ◀────────────────── └─────────┘
-///   │ body needed     ▲              │  Exists(ongoing), requeue ┌────────┐
-///   ├──▶ AwaitBody ───┤              │ ────────────────────────▶ │ Requeued │
-///   │      │ 4xx      │ answered     │ ◀─────────── delay ────── └────────┘
-///   ▼      ▼          │              │
-///  ask ──────────▶ AwaitClaim ───────┘
-///                     │ Claimed
-///                     ▼       ResponseHeaders        end           Done
-///                AwaitOrigin ────────────▶ Recording ──▶ Finishing ──▶ Passing
-///                     │ nothing to wait for │ too large ──▶ ▲
-///                     ├───── release, unknown, tombstone ───┘
-///    detached: Dispatched ──── OriginReplied ───────────────┘
+///  Fresh ── our own request, back through `via` ──▶ Returned ── response headers ──▶ Passing
+///   │  │
+///   │  └─ no rule, bypass, refused by the headers ──────────────────────────────────▶ Passing
+///   │ a rule
+///   ├── body needed ──▶ AwaitBody ── refused ───────────────────────────────────────▶ Passing
+///   ▼                      │ whole
+///  claim ◀─────────────────┘                   ongoing, wait     ┌────────────┐
+///   │      ┌───────────────────────────────────────────────────▶ │ AwaitFirst │ ── at its end ──▶ Passing
+///   ▼      │                        woken, or the lease is over   └────────────┘
+///  AwaitClaim ◀──────────────────────────────────────────────────────┘
+///   │ │ │ ▲│                                   ongoing, requeue  ┌──────────┐
+///   │ │ │ │└───────────────────────────────────────────────────▶ │ Requeued │
+///   │ │ │ └────────────────────────── after its delay ───────────└──────────┘
+///   │ │ ├── answered from the record, refused ──────────────────────────────────────▶ Passing
+///   │ │ └── the store failed and may have granted the claim ── take it back ────────▶ Finishing
+///   │ └──── stream gone, or answered by another ──▶ Disowned ── perhaps granted ────▶ Finishing
+///   │ granted                                           └────── another's record ───▶ Over, Passing
+///   │
+///   ├── detached ──▶ Dispatched ── the origin has replied ──────────────────────────▶ Finishing
+///   ▼                    └──────── claim lost ──▶ stays, without a claim ───────────▶ Passing, Over
+///  AwaitOrigin ── release, unknown, tombstone; client gone ─────────────────────────▶ Finishing
+///   │     └────── claim lost ───────────────────────────────────────────────────────▶ Passing
+///   │ an answer to keep
+///   ▼
+///  Recording ── whole, over the limit, broken off ──────────────────────────────────▶ Finishing
+///         └──── claim lost ─────────────────────────────────────────────────────────▶ Passing
+///
+///  Finishing ── done, or given up ──▶ Passing, or Over if the stream is gone
+///  Passing, and each state that owes the store nothing ── stream gone ──▶ Over
 /// ```
+///
+/// Beside the state, an answer of the filter's may wait for the end of its request (`owed`).
 ///
 /// The one rule: *the host carries out every order of a step, in order, before it feeds the next input;
 /// the last flow is what the callback returns, or what becomes of the direction that is held.*
@@ -87,8 +104,8 @@ pub struct Step {
 impl Exchange {
     /// A request whose headers are about to come.
     ///
-    /// `token` is 16 fresh random bytes: whoever guesses it can end the claim. `nonce` is what this process
-    /// knows its own requests by when they come back through `via`, and nobody else.
+    /// `token` is 16 fresh random bytes: a client that guesses it could end the claim. `nonce` is a secret of this
+    /// process, which marks its own requests when they come back through `via`.
     pub fn new(config: Rc<Config>, nonce: Rc<str>, token: crate::record::Token) -> Self {
         let context = Context { config, nonce, token, asked: 0 };
         Self { context, state: State::Fresh, request_end: RequestEnd::default(), owed: None }

@@ -28,7 +28,7 @@ pub enum Order {
     SetResponseHeader(&'static str, String),
     /// Remove a response header, every one of that name.
     RemoveResponseHeader(&'static str),
-    /// From now on, `Woken` when somebody ends the claim on this key. In force before the next order.
+    /// From now on, `Woken` when the claim on this key ends. In force before the next order.
     Watch(Key),
     /// No longer.
     Unwatch(Key),
@@ -52,7 +52,7 @@ pub enum Flow {
     Continue,
     /// Keep it.
     Hold,
-    /// Throw it away: a piece of the request's body that nobody needs. What was held of the body before
+    /// Throw it away: a piece of the request's body that is not needed. What was held of the body before
     /// goes with it.
     Discard,
 }

@@ -1,4 +1,4 @@
-//! The right to run was given: the origin answers, and the answer is recorded on its way.
+//! The claim is granted: the origin answers, and the answer is recorded while it streams to the client.
 
 use super::claim::{Claim, Heartbeat};
 use super::finish::{Rest, finish};
@@ -123,7 +123,7 @@ fn tombstone(
     finish(context, rule, claim, |claim| claim.complete(status, Kept::Nothing, ttl), rest)
 }
 
-/// It may have run, and nobody can tell.
+/// It may have run: its outcome is unknown.
 fn mark_unknown(context: &mut Context, rule: Rc<Rule>, claim: Claim, rest: Rest) -> Transition {
     let unknown_ttl = rule.unknown_ttl;
     finish(context, rule, claim, |claim| claim.mark_unknown(unknown_ttl), rest)
@@ -157,7 +157,7 @@ impl Recording {
                 self.more(context, chunk, is_last)
             }
             Input::Response(ResponsePart::Trailers) => self.finish(context),
-            // Died in the middle, at the origin or at the client: it ran, and nobody has the answer.
+            // Origin or client broke off in the middle: it ran, and its answer is incomplete.
             Input::StreamEnded => mark_unknown(context, self.rule, self.claim, Rest::Gone),
             Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.beat(context, now);
@@ -204,7 +204,7 @@ impl Recording {
     }
 }
 
-/// Somebody took over: there is nothing left to end, and the client gets its answer unrecorded.
+/// Another request took over: there is no claim to end, and the client gets its answer unrecorded.
 fn lost(rule: Rc<Rule>, outcome: Option<Outcome>, order: Order) -> Transition {
     let passing = Passing { rule: Some(rule), outcome, ..Passing::default() };
     Transition::new(State::Passing(passing), Flow::Continue).order(order)

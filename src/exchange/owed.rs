@@ -64,7 +64,7 @@ pub(super) struct Owed {
 /// Where an input comes from, as far as it matters to an answer that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// More of the request's body, which nobody needs.
+    /// More of the request's body, which is not needed.
     More,
     /// The client is gone, or has another's answer.
     TooLate,

@@ -25,7 +25,7 @@ pub(super) enum Plan {
     Unknown,
 }
 
-/// Section by section: whose answer, what the origin wishes, what the rule says, what can be kept.
+/// In this order: whose answer it is, what the origin asks for, what the rule says, what can be kept.
 pub(super) fn plan(rule: &Rule, headers: &Headers, source: Source) -> Plan {
     match source {
         Source::NothingSent => return Plan::Release,
@@ -64,7 +64,7 @@ fn cannot_be_kept(rule: &Rule, headers: &Headers) -> bool {
     events || length.is_some_and(|length| length > rule.limits.response_body as u64)
 }
 
-/// What the origin wishes: `Idempotency-Control: no-store` or `ttl=SECONDS`, comma-separated as in
+/// What the origin asks for: `Idempotency-Control: no-store` or `ttl=SECONDS`, comma-separated as in
 /// `Cache-Control` (RFC 9111 section 5.2). Directives that are not known are ignored, as there.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Control {

@@ -4,9 +4,9 @@ use super::{Headers, number, value};
 
 /// What a response has announced and not sent yet.
 ///
-/// A client that counts bytes has its answer once all have come, and does not wait for the end of the
-/// stream, which HTTP/1 upstreams tell by an empty piece of its own: whoever holds the end must hold the
-/// last byte.
+/// A client that counts bytes has its answer once all bytes have come. It does not wait for the end of the
+/// stream, which comes from an HTTP/1 upstream as an empty piece of its own. To hold back the end of an
+/// answer is therefore to hold back its last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tail {
     left: Option<u64>,
