@@ -151,7 +151,7 @@ pub enum Incident {
     ClaimLost,
     /// The end of an execution could not be written at the first try, and is tried again.
     RecordNotWritten,
-    /// It never could: the key lapses into unknown.
+    /// It never could, until the lease and the time of unknown were over: another may run.
     RecordGivenUp,
     /// The filter cannot do its work as it is set up.
     Misconfigured,

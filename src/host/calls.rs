@@ -18,8 +18,8 @@ pub(super) enum Purpose {
     Stream(StreamRequest),
 }
 
-/// A call that was not made yet: only a callback of the root's own may, for the SDK hands what comes to
-/// whoever was active then, and drops it if that is gone.
+/// A call that was not made yet. Only a callback of the root's own makes it: the answer comes to the context that
+/// made the call, and a stream may be gone by then.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) purpose: Purpose,
@@ -50,12 +50,13 @@ impl Calls {
         {
             budget.spend();
             let Wanted { purpose, cluster, headers, body, timeout } = wanted;
-            match call(&cluster, &headers, &body, timeout) {
+            match abi::http_call(&cluster, &headers, &body, timeout) {
                 Ok(token) => {
                     self.under_way.insert(token, purpose);
                 }
                 Err(why) => {
-                    let said = format_args!("Envoy would not call the cluster {cluster:?}: {why}");
+                    let said =
+                        format_args!("Envoy would not call the cluster {cluster:?}: {why:?}");
                     logging::log_incident(Incident::Host, &said);
                     refused.push(purpose);
                 }
@@ -78,24 +79,6 @@ impl Calls {
     pub(super) fn is_empty(&self) -> bool {
         self.wanted.is_empty() && self.under_way.is_empty()
     }
-}
-
-fn call(
-    cluster: &str,
-    headers: &[(Vec<u8>, Vec<u8>)],
-    body: &[u8],
-    timeout: Duration,
-) -> Result<u32, String> {
-    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "a header is no text".to_owned());
-    let mut pairs = Vec::with_capacity(headers.len());
-    for (name, value) in headers {
-        pairs.push((text(name)?, text(value)?));
-    }
-    // Zero is no timeout at all.
-    let timeout = timeout.max(Duration::from_millis(1));
-    let body = (!body.is_empty()).then_some(body);
-    proxy_wasm::hostcalls::dispatch_http_call(cluster, pairs, body, Vec::new(), timeout)
-        .map_err(|status| format!("{status:?}"))
 }
 
 /// What a call has brought. Only in its callback. `headers` is their number: a reset in the middle of an

@@ -13,7 +13,7 @@ pub(super) struct Connections {
     open: Vec<(Connection, u32)>,
     /// Written in one piece, when the callback that they come from is over.
     outgoing: Vec<(Connection, Vec<u8>)>,
-    /// Only a callback of the root's own may open: the SDK hands what comes to whoever was active then.
+    /// Only a callback of the root's own opens them: messages come to the context that opened the stream.
     to_open: Vec<Connection>,
 }
 
@@ -57,8 +57,7 @@ impl Connections {
                 Connection::Channels => "Channels",
             };
             // The bridge takes off all that is gRPC; the names are for who looks at Envoy's own logs.
-            let opened =
-                proxy_wasm::hostcalls::open_grpc_stream(&self.cluster, "redis", method, Vec::new());
+            let opened = abi::grpc_stream(&self.cluster, "redis", method);
             did.push(match opened {
                 Ok(token) => {
                     self.open.push((connection, token));

@@ -12,6 +12,7 @@
 mod bodies;
 mod bypass;
 mod configuration;
+mod connections;
 mod crowds;
 mod dashboards;
 mod detached;
@@ -19,6 +20,7 @@ mod duplicates;
 mod fleet;
 mod flood;
 mod keys;
+mod last_byte;
 mod leases;
 mod ongoing;
 mod outcomes;

@@ -132,7 +132,7 @@ fn the_bill_of_materials_names_what_is_in_the_module() {
     };
     // Compiled in; only for wasm32; ran to make it; of the tests; of machines that are none of wasm32.
     assert_eq!(scope("serde_json"), Some("required"));
-    assert_eq!(scope("proxy-wasm"), Some("required"));
+    assert_eq!(scope("getrandom"), Some("required"));
     assert_eq!(scope("serde_derive"), Some("excluded"));
     assert_eq!(scope("tokio"), None);
     let refs: Vec<_> = components.iter().map(|component| &component["bom-ref"]).collect();

@@ -6,7 +6,10 @@ use crate::random::Random;
 use crate::redis::{self, Redis};
 use crate::worker::{SHARE, Shared, Socket, StreamRequest, TIMEOUT_MILLIS, Worker};
 use envoy_idempotency::config::Config;
-use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Fetched, Flow, Input, Order, Question, RequestPart, ResponsePart, StoreReply,
+    WorkerFact,
+};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::front::{self, Fact};
@@ -488,12 +491,12 @@ impl World {
             }
             2 => {
                 let Some(stream) = this.waiters.take_woken() else { return false };
-                self.come_back(stream as usize, Input::Woken);
+                self.come_back(stream as usize, Input::Worker(WorkerFact::Woken));
                 true
             }
             _ => {
                 let Some(stream) = this.timers.take_due(now) else { return false };
-                self.come_back(stream as usize, Input::Tick);
+                self.come_back(stream as usize, Input::Worker(WorkerFact::Tick));
                 true
             }
         }
@@ -503,7 +506,7 @@ impl World {
         while let Some(order) = self.workers[worker].front.next_order() {
             match order {
                 front::Order::Reply((stream, question), reply) => {
-                    self.come_back(stream, Input::StoreReplied { question, reply });
+                    self.come_back(stream, Input::Store(StoreReply { question, reply }));
                 }
                 front::Order::Open(line) => {
                     self.workers[worker].opened += 1;
@@ -735,17 +738,20 @@ impl World {
             (b"content-type".to_vec(), b"application/json".to_vec()),
         ];
         let attributes = Told(Ending::Stored);
-        let input = Input::RequestHeaders {
+        let input = Input::Request(RequestPart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.called(stream, input);
         let body = format!("{{\"id\":{id}}}");
         let (first, second) = body.as_bytes().split_at(3);
-        self.called(stream, Input::RequestBody { chunk: first, end_of_stream: false });
-        self.called(stream, Input::RequestBody { chunk: second, end_of_stream: false });
-        self.called(stream, Input::RequestTrailers);
+        for chunk in [first, second] {
+            let length = chunk.len();
+            let part = RequestPart::Body { chunk, length, end_of_stream: false };
+            self.called(stream, Input::Request(part));
+        }
+        self.called(stream, Input::Request(RequestPart::Trailers));
     }
 
     /// A callback of the stream's own.
@@ -774,11 +780,11 @@ impl World {
             return Flow::Continue;
         };
         let from_elsewhere =
-            matches!(input, Input::StoreReplied { .. } | Input::Woken | Input::Tick);
+            matches!(input, Input::Store(_) | Input::Worker(WorkerFact::Woken | WorkerFact::Tick));
         let mut input = input;
         let mut replies = VecDeque::new();
         let flow = loop {
-            if let Input::StoreReplied { reply, .. } = &input {
+            if let Input::Store(StoreReply { reply, .. }) = &input {
                 self.heard(stream, reply);
             }
             let step = exchange.handle(input, now);
@@ -793,7 +799,7 @@ impl World {
                 replies.extend(self.carry_out(stream, order));
             }
             let Some((question, reply)) = replies.pop_front() else { break step.flow };
-            input = Input::StoreReplied { question, reply };
+            input = Input::Store(StoreReply { question, reply });
         };
         self.workers[worker].timers.set(stream as u32, exchange.alarm());
         if exchange.is_over() {
@@ -940,7 +946,7 @@ impl World {
             Ending::Unknown => answer("504", None, "upstream request timeout"),
             Ending::DiesInTheMiddle => Fetched::Broken,
         };
-        self.come_back(stream, Input::OriginReplied { question, fetched });
+        self.come_back(stream, Input::Worker(WorkerFact::OriginReplied { question, fetched }));
     }
 
     fn origin_answers(&mut self, stream: usize) {
@@ -963,17 +969,21 @@ impl World {
             (b"content-type".to_vec(), b"text/plain".to_vec()),
         ];
         let attributes = Told(ending);
-        let input = Input::ResponseHeaders {
+        let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.called(stream, input);
         let body = body(operation);
         let (half, _) = body.as_bytes().split_at(8);
         self.called(
             stream,
-            Input::ResponseBody { chunk: half, length: half.len(), end_of_stream: false },
+            Input::Response(ResponsePart::Body {
+                chunk: half,
+                length: half.len(),
+                end_of_stream: false,
+            }),
         );
         if ending == Ending::DiesInTheMiddle {
             self.streams[stream].answered = true;
@@ -992,7 +1002,11 @@ impl World {
         let (_, rest) = body.as_bytes().split_at(8);
         self.called(
             stream,
-            Input::ResponseBody { chunk: rest, length: rest.len(), end_of_stream: true },
+            Input::Response(ResponsePart::Body {
+                chunk: rest,
+                length: rest.len(),
+                end_of_stream: true,
+            }),
         );
     }
 

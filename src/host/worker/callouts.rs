@@ -1,7 +1,7 @@
 //! A worker's way to its stores and its own requests: callbacks become facts, orders become host calls.
 
 use super::Worker;
-use crate::exchange::{Fetched, Headers, Input, Question};
+use crate::exchange::{Fetched, Headers, Input, Question, StoreReply, WorkerFact};
 use crate::host::abi;
 use crate::host::calls::{self, Purpose, Wanted};
 use crate::host::connections::Did;
@@ -98,15 +98,18 @@ impl Worker {
                 else {
                     return false;
                 };
-                self.come_back(stream, Input::OriginReplied { question, fetched });
+                self.come_back(
+                    stream,
+                    Input::Worker(WorkerFact::OriginReplied { question, fetched }),
+                );
             }
             Source::Waiters => {
                 let Some(id) = self.waiters.take_woken() else { return false };
-                self.come_back(id, Input::Woken);
+                self.come_back(id, Input::Worker(WorkerFact::Woken));
             }
             Source::Timers => {
                 let Some(id) = self.timers.take_due(now) else { return false };
-                self.come_back(id, Input::Tick);
+                self.come_back(id, Input::Worker(WorkerFact::Tick));
             }
         }
         true
@@ -118,7 +121,7 @@ impl Worker {
         while let Some(order) = self.stores.next_order() {
             match order {
                 Order::Reply(StreamRequest { stream, question }, reply) => {
-                    self.come_back(stream, Input::StoreReplied { question, reply });
+                    self.come_back(stream, Input::Store(StoreReply { question, reply }));
                 }
                 Order::Open(connection) => {
                     self.connections.want(connection);
