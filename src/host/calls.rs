@@ -1,6 +1,6 @@
 //! HTTP calls of the root context: commands to Webdis, and detached executions.
 
-use super::worker::StreamRequest;
+use super::request::StreamRequest;
 use super::{abi, logging};
 use crate::exchange::Fetched;
 use crate::schedule::Budget;

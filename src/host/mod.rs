@@ -9,6 +9,7 @@ mod logger;
 mod logging;
 mod metrics;
 mod queues;
+mod request;
 mod store;
 mod tokens;
 #[cfg(feature = "deliberate-trap")]

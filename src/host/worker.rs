@@ -8,6 +8,7 @@ use super::connections::Connections;
 use super::logging;
 use super::metrics::Metrics;
 use super::queues::Queues;
+use super::request::StreamRequest;
 use super::store::{EnvoySharedData, now, wall_time};
 use super::tokens::Tokens;
 use crate::config::Config;
@@ -39,8 +40,6 @@ const NEXT_TICK: Duration = Duration::from_millis(1);
 /// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is
 /// due three times in it.
 const LONG_TICK: Duration = Duration::from_millis(100);
-
-pub(super) use callouts::StreamRequest;
 
 /// Where records are kept.
 pub(super) type Stores = Front<EnvoySharedData, StreamRequest>;

@@ -1,12 +1,13 @@
 //! A worker's way to its stores and its own requests: callbacks become facts, orders become host calls.
 
 use super::Worker;
-use crate::exchange::{Fetched, Headers, Input, Question, StoreReply, WorkerFact};
+use crate::exchange::{Fetched, Headers, Input, StoreReply, WorkerFact};
 use crate::host::abi;
 use crate::host::calls::{self, Purpose, Wanted};
 use crate::host::connections::Did;
 use crate::host::logging;
 use crate::host::queues::Message;
+use crate::host::request::StreamRequest;
 use crate::host::store::now;
 use crate::store::front::{Fact, Order};
 use crate::store::redis::{Call, CommandId};
@@ -19,13 +20,6 @@ const NO_CONNECTION: u16 = 503;
 
 /// The status of a call that has got none.
 const NO_ANSWER: u16 = 0;
-
-/// A question of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::host) struct StreamRequest {
-    pub(in crate::host) stream: u32,
-    pub(in crate::host) question: Question,
-}
 
 /// Where facts for streams come from. A callback takes one of each in turn, so that no source waits for
 /// another to run dry.
