@@ -53,7 +53,7 @@ fn print(extracted: &Extracted, config: &Config) {
     if let Some(rule) = holds.filter(|_| extracted.holds_no_headers) {
         eprintln!(
             "{}: warning: the rule {} needs the request's body: without \
-             allow_on_headers_stop_iteration: true, its every request with a body is answered 500",
+             allow_on_headers_stop_iteration: true, it answers every request with a body with 500",
             extracted.place, rule.name
         );
     }

@@ -176,7 +176,7 @@ impl DryRun {
     pub(super) fn without_rule(&self) -> Value {
         match &self.answer {
             Some(answer) => json!({ "then": answered(answer), "status": answer.status }),
-            None => json!({ "then": "goes on untouched: no rule protects it" }),
+            None => json!({ "then": "goes on untouched: no rule matches" }),
         }
     }
 
@@ -201,13 +201,13 @@ impl DryRun {
                     max.as_secs_f64()
                 ),
                 Ongoing::Requeue { delay, attempts } => format!(
-                    "is looked at again, {attempts} times every {} s, and answered 409 in-progress then",
+                    "polls {attempts} times, every {} s, and is answered 409 in-progress then",
                     delay.as_secs_f64()
                 ),
                 Ongoing::Reject | Ongoing::Redirect { .. } => "is held".to_owned(),
             }
         } else if self.shadow {
-            "goes on untouched: the rule only watches".to_owned()
+            "goes on untouched: the rule is in shadow mode".to_owned()
         } else {
             match self.outcome {
                 Some(Outcome::StoreError) => "goes on, unprotected".to_owned(),

@@ -61,7 +61,7 @@ impl Source {
                     Ok(vec![Extracted::alone(place, bytes)])
                 }
                 _ => Err(Failure::Refused(format!(
-                    "{place}: holds no plugin with root_id: {ROOT_ID}, and is no configuration of one"
+                    "{place}: holds no plugin with root_id: {ROOT_ID}, and is not a configuration of one"
                 ))),
             };
         }

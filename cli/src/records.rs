@@ -70,13 +70,13 @@ impl Forget {
                 print_line(format_args!("{}", warning(&standing)));
                 if matches!(standing, Standing::Ongoing) && !self.force {
                     return Err(Failure::Refused(format!(
-                        "{name}: an execution is running, and is not forgotten without --force"
+                        "{name}: an execution is running; use --force to delete its record"
                     )));
                 }
             }
             Err(error) if !self.force => {
                 return Err(Failure::Refused(format!(
-                    "{name}: {error}; it may be a claim, and is not forgotten without --force"
+                    "{name}: {error}; it may be a claim; use --force to delete it"
                 )));
             }
             Err(error) => print_line(format_args!("{name}: {error}")),
@@ -88,7 +88,7 @@ impl Forget {
             print_line(format_args!("forgotten"));
             Ok(())
         } else {
-            Err(Failure::Refused(format!("{name}: changed in the meantime, and left; look again")))
+            Err(Failure::Refused(format!("{name}: changed in the meantime, not deleted; show it again")))
         }
     }
 
@@ -98,14 +98,14 @@ impl Forget {
         }
         let stdin = std::io::stdin();
         if !stdin.is_terminal() {
-            return Err(Failure::Refused("nobody to ask: say --yes".to_owned()));
+            return Err(Failure::Refused("standard input is not a terminal: use --yes".to_owned()));
         }
         print!("forget it? [y/N] ");
         let mut answer = String::new();
         let read = std::io::stdout().flush().and_then(|()| stdin.lock().read_line(&mut answer));
         match read {
             Ok(_) if ["y", "yes"].contains(&answer.trim()) => Ok(()),
-            Ok(_) | Err(_) => Err(Failure::Refused("left as it is".to_owned())),
+            Ok(_) | Err(_) => Err(Failure::Refused("not deleted".to_owned())),
         }
     }
 }
@@ -140,12 +140,12 @@ fn standing(head: &Head, now: Timestamp) -> Standing {
 fn warning(standing: &Standing) -> &'static str {
     match standing {
         Standing::Ongoing => {
-            "WARNING: an execution is running. Once forgotten, a duplicate runs beside it, and what it ends \
-             with is not kept."
+            "WARNING: an execution is running. Once forgotten, a duplicate runs beside it, and its outcome \
+             is not kept."
         }
         Standing::Unknown(_) => {
             "WARNING: it may have been executed. Once forgotten, the next request with this key runs, and the \
-             origin is not told that it is a second attempt."
+             origin cannot see that it is a second attempt."
         }
         Standing::Finished => "WARNING: it has been executed. Once forgotten, a retry runs again.",
         Standing::Free => "The key is free already; only its count of attempts is lost.",

@@ -37,7 +37,7 @@ impl Request {
                 "host" => host = host.or_else(|| Some(header.value.to_vec())),
                 "transfer-encoding" => {
                     let why =
-                        "transfer-encoding: give the body plain, with or without content-length";
+                        "transfer-encoding is not supported: give the plain body, with or without content-length";
                     return Err(refused(why.to_owned()));
                 }
                 _ => headers.push((name.into_bytes(), header.value.to_vec())),
@@ -78,9 +78,9 @@ fn body(rest: &[u8], headers: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<u8>, String> 
     let length: usize = std::str::from_utf8(said)
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .ok_or("content-length is no number")?;
+        .ok_or("content-length is not a number")?;
     let body = rest.get(..length).ok_or_else(|| {
-        format!("content-length is {length}, and {} bytes follow the headers", rest.len())
+        format!("content-length is {length}, but {} bytes follow the headers", rest.len())
     })?;
     Ok(body.to_vec())
 }

@@ -48,7 +48,7 @@ impl Target {
         // The error's own words may hold the URL, and with it the password.
         let info = info.map_err(|_| {
             let wanted = "wanted redis://[USER[:PASSWORD]@]HOST[:PORT][/DB], or rediss://";
-            Failure::Untried(format!("--redis: no such URL, {wanted}"))
+            Failure::Untried(format!("--redis: not a valid URL, {wanted}"))
         })?;
         let address = info.addr().to_string();
         let failed = |error: RedisError| unreachable(&address, &error);
@@ -99,7 +99,7 @@ impl Target {
         let digits = key.strip_prefix(self.prefix.as_str()).unwrap_or(key);
         if digits.len() < FEWEST_DIGITS || digits.len() > ALL_DIGITS || !is_hex(digits) {
             return Err(Failure::Untried(format!(
-                "{key:?} is no key, wanted its name in Redis, its {ALL_DIGITS} hexadecimal digits, or at \
+                "{key:?} is not a key, wanted its name in Redis, its {ALL_DIGITS} hexadecimal digits, or at \
                  least {FEWEST_DIGITS} of the first of them"
             )));
         }
@@ -110,7 +110,7 @@ impl Target {
                 "{} keys begin with {digits}: give more digits",
                 found.len().saturating_add(1)
             ))),
-            (None, _) => Err(Failure::Refused(format!("no record: nothing begins with {digits}"))),
+            (None, _) => Err(Failure::Refused(format!("no record: no key begins with {digits}"))),
         }
     }
 }

@@ -296,7 +296,7 @@ fn explain_follows_the_rule_in_what_a_duplicate_gets() {
     let wait = ongoing(json!({ "ongoing": { "wait": { "max": "10s" } } }));
     assert!(wait.starts_with("waits for the first to finish, at most 10 s"), "{wait}");
     let requeue = json!({ "ongoing": { "requeue": { "delay": "500ms", "attempts": 3 } } });
-    assert!(ongoing(requeue).starts_with("is looked at again, 3 times every 0.5 s"));
+    assert!(ongoing(requeue).starts_with("polls 3 times, every 0.5 s"));
     let redirect = ongoing(json!({ "ongoing": { "redirect": { "to": "/orders/{order}" } } }));
     assert!(redirect.contains("307") && redirect.contains("location: /orders/7"), "{redirect}");
     let detached = json!({ "execution": { "detached": { "timeout": "5s" } } });
@@ -341,8 +341,8 @@ fn explain_says_why_a_request_gets_no_key() {
         said["would"]["always"]["then"].as_str().unwrap().to_owned()
     };
     let get = REQUEST.replace("POST", "GET");
-    assert_eq!(always(&get, &[]), "goes on untouched: no rule protects it");
-    assert_eq!(always(REQUEST, &["--route", "off"]), "goes on untouched: no rule protects it");
+    assert_eq!(always(&get, &[]), "goes on untouched: no rule matches");
+    assert_eq!(always(REQUEST, &["--route", "off"]), "goes on untouched: no rule matches");
     assert!(always(REQUEST, &["--route", "x"]).starts_with("is answered 500 misconfigured"));
     let no_caller = REQUEST.replace("Authorization", "X-Authorization");
     assert!(always(&no_caller, &[]).starts_with("is answered 400 caller-missing"));
@@ -437,7 +437,7 @@ fn show_tells_a_records_state_and_forget_deletes_it() {
     assert!(text.contains("a body") && text.contains("x-hush: value"), "{text}");
 
     let asked = tool("forget", &digits, &[]);
-    assert_eq!((asked.code, asked.err.as_str()), (1, "nobody to ask: say --yes\n"));
+    assert_eq!((asked.code, asked.err.as_str()), (1, "standard input is not a terminal: use --yes\n"));
     let forgotten = tool("forget", &digits, &["--yes"]);
     assert_eq!(forgotten.code, 0, "{}", forgotten.err);
     assert!(
@@ -481,7 +481,7 @@ fn what_is_no_record_is_neither_shown_nor_lightly_forgotten() {
         (1, "2 keys begin with cdcdcdcdcdcd: give more digits\n")
     );
     let ran = run(&["show", "cdcd", "--redis", &url], "");
-    assert!(ran.code == 2 && ran.err.contains("is no key"), "{}", ran.err);
+    assert!(ran.code == 2 && ran.err.contains("is not a key"), "{}", ran.err);
 }
 
 #[test]

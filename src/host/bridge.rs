@@ -42,7 +42,7 @@ impl HttpContext for Bridge {
 /// A stream that is not what Redis or the filter take it for breaks, and is opened again.
 fn told(result: Result<(), Failure>) {
     if let Err(failure) = result {
-        let said = format_args!("Envoy would not let the bridge change a stream: {failure:?}");
+        let said = format_args!("Envoy refused to let the bridge change a stream: {failure:?}");
         logging::log_incident(Incident::Host, &said);
     }
 }

@@ -55,7 +55,7 @@ impl Calls {
                     self.under_way.insert(token, purpose);
                 }
                 Err(why) => {
-                    let said = format_args!("Envoy would not call the cluster {cluster:?}: {why}");
+                    let said = format_args!("Envoy refused to call the cluster {cluster:?}: {why}");
                     logging::log_incident(Incident::Host, &said);
                     refused.push(purpose);
                 }
@@ -86,7 +86,7 @@ fn call(
     body: &[u8],
     timeout: Duration,
 ) -> Result<u32, String> {
-    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "a header is no text".to_owned());
+    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "a header is not UTF-8".to_owned());
     let mut pairs = Vec::with_capacity(headers.len());
     for (name, value) in headers {
         pairs.push((text(name)?, text(value)?));

@@ -69,7 +69,7 @@ impl Connections {
                     logging::log_incident(
                         Incident::Host,
                         &format_args!(
-                            "Envoy would not open a stream to the cluster {cluster:?}: {status:?}"
+                            "Envoy refused to open a stream to the cluster {cluster:?}: {status:?}"
                         ),
                     );
                     Did::Failed(connection)
@@ -93,7 +93,7 @@ impl Connections {
                 // Of a stream that is gone word comes by its own callback.
                 let sent = self.effective().and_then(|()| abi::grpc_send(token, &bytes));
                 if let Err(failure) = sent {
-                    let said = format_args!("Envoy would not send to Redis: {failure:?}");
+                    let said = format_args!("Envoy refused to send to Redis: {failure:?}");
                     logging::log_incident(Incident::Host, &said);
                 }
             }

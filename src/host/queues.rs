@@ -160,7 +160,7 @@ impl Queues {
             return false;
         }
         let Some(queue) = self.own() else {
-            let said = "no shared queue to be had: waiters are woken by time alone";
+            let said = "Envoy gave no shared queue: waiting requests only poll";
             logging::log_incident(Incident::Host, &said);
             return false;
         };
@@ -173,7 +173,7 @@ impl Queues {
                 return true;
             }
         }
-        let said = "the list of queues is contended: waiters are woken by time for a while";
+        let said = "the list of queues is contended: waiting requests only poll for a while";
         logging::log_incident(Incident::Host, &said);
         false
     }

@@ -22,7 +22,7 @@ impl Tokens {
             self.pool = vec![0; POOL_BYTES];
             if let Err(error) = getrandom::fill(&mut self.pool) {
                 // Claims must still differ; who could forge one would have to be in this process.
-                let said = format_args!("no random bytes to be had: {error}");
+                let said = format_args!("no random bytes: {error}");
                 logging::log_incident(Incident::Host, &said);
                 self.pool.clear();
                 let mut token = [0; 16];

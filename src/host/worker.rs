@@ -341,7 +341,7 @@ impl Worker {
         if stream.alive && abi::set_effective_context(id).is_err() {
             logging::log_incident(
                 Incident::Host,
-                &format_args!("stream {id} is gone and has not said so"),
+                &format_args!("stream {id} ended without a callback"),
             );
             return self.ended(id);
         }
@@ -555,6 +555,6 @@ fn received() -> Vec<u8> {
 /// A host call that failed does not change what was decided; it is told, for it should not fail.
 fn warn(what: &str, result: Result<(), abi::Failure>) {
     if let Err(failure) = result {
-        logging::log_incident(Incident::Host, &format_args!("Envoy would not {what}: {failure:?}"));
+        logging::log_incident(Incident::Host, &format_args!("Envoy refused to {what}: {failure:?}"));
     }
 }

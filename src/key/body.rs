@@ -39,7 +39,7 @@ impl<'a> Body<'a> {
     pub(super) fn form_field(&self, name: &str) -> Result<Vec<Vec<u8>>, KeyError> {
         if !self.bytes.is_empty() && self.media_type != form::MEDIA_TYPE {
             return Err(KeyError::BodyInvalid {
-                why: "it is no application/x-www-form-urlencoded",
+                why: "it is not application/x-www-form-urlencoded",
             });
         }
         Ok(form::values(self.bytes, name))

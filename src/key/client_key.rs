@@ -42,8 +42,8 @@ fn quoted(value: &[u8]) -> Result<Vec<u8>, &'static str> {
             }
             Ok::<_, Infallible>(Ignored)
         })
-        .map_err(|_where| "it begins with a quote and is no String of RFC 8941")?;
-    key.ok_or("it begins with a quote and is no String of RFC 8941")
+        .map_err(|_where| "it begins with a quote but is not a String of RFC 8941")?;
+    key.ok_or("it begins with a quote but is not a String of RFC 8941")
 }
 
 /// Bare text: what a client sends that does not know of RFC 8941.
@@ -53,7 +53,7 @@ fn quoted(value: &[u8]) -> Result<Vec<u8>, &'static str> {
 fn bare(value: &[u8]) -> Result<Vec<u8>, &'static str> {
     let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b';' | b'"' | b'\\');
     if !value.iter().all(plain) {
-        return Err("it has characters that only a quoted String of RFC 8941 may have");
+        return Err("it has characters that are allowed only in a quoted String of RFC 8941");
     }
     Ok(value.to_vec())
 }

@@ -58,7 +58,7 @@ impl fmt::Display for PointerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoLeadingSlash(text) => {
-                write!(f, "{text:?} is no JSON Pointer, write \"/{text}\"")
+                write!(f, "{text:?} is not a JSON Pointer, write \"/{text}\"")
             }
             Self::BadEscape(text) => {
                 write!(f, "{text:?} has a `~` that is neither `~0` (for ~) nor `~1` (for /)")
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn what_is_no_pointer_is_refused_and_the_message_says_why() {
         let message = |text| Pointer::parse(text).unwrap_err().to_string();
-        assert_eq!(message("from"), r#""from" is no JSON Pointer, write "/from""#);
+        assert_eq!(message("from"), r#""from" is not a JSON Pointer, write "/from""#);
         assert!(message("/a~2").contains("neither `~0`"));
         assert!(message("/a~").contains("neither `~0`"));
     }

@@ -186,16 +186,16 @@ impl fmt::Display for TemplateError {
             Self::BadCapture(text) => {
                 write!(
                     f,
-                    "{text:?} has braces that are no capture, write {{name}} or {{*rest}} as a segment"
+                    "{text:?} has braces that are not a capture, write {{name}} or {{*rest}} as a segment"
                 )
             }
             Self::BadName(name) => {
                 write!(
                     f,
-                    "{name:?} is no name: ASCII letters, digits, \"_\" and \"-\", at least one"
+                    "{name:?} is not a name: ASCII letters, digits, \"_\" and \"-\", at least one"
                 )
             }
-            Self::DuplicateName(name) => write!(f, "{{{name}}} stands twice"),
+            Self::DuplicateName(name) => write!(f, "{{{name}}} appears twice"),
             Self::TooManyCaptures => write!(f, "more than {MAX_CAPTURES} captures"),
             Self::TailNotLast(segment) => write!(f, "{segment} is not the last segment"),
             Self::NeverMatches(segment) => {
@@ -209,7 +209,7 @@ impl fmt::Display for TemplateError {
                 "{text:?} is neither a path nor an http(s) URL without captures in its authority"
             ),
             Self::NotPrintable(text) => {
-                write!(f, "{text:?} has bytes that may not stand in a URL, percent-encode them")
+                write!(f, "{text:?} has bytes that a URL may not contain, percent-encode them")
             }
         }
     }
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(refused("/a?b"), TemplateError::NeverMatches("a?b".into()));
         assert_eq!(refused("/../b"), TemplateError::NeverMatches("..".into()));
         assert_eq!(refused("/a/%2e"), TemplateError::NeverMatches("%2e".into()));
-        assert_eq!(refused("/{a}/{a}").to_string(), "{a} stands twice");
+        assert_eq!(refused("/{a}/{a}").to_string(), "{a} appears twice");
     }
 
     #[test]

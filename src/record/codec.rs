@@ -86,7 +86,7 @@ impl CodecError {
             Self::Version(_) => "the record was written by another version",
             Self::State(_) => "the record is in a state that does not exist",
             Self::Answer => "the record's answer is broken",
-            Self::Trailing => "something follows the record",
+            Self::Trailing => "the record has trailing bytes",
         }
     }
 }

@@ -106,7 +106,7 @@ impl fmt::Display for StatusRangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Syntax(found) => {
-                write!(f, "{found:?} is no status, write 200, \"4xx\" or \"500-599\"")
+                write!(f, "{found:?} is not a status, write 200, \"4xx\" or \"500-599\"")
             }
             Self::OutOfBounds(status) => {
                 write!(f, "{status} is not within {LOWEST_FINAL_STATUS} to {HIGHEST_STATUS}")
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn errors_say_what_to_write() {
         let said = |text: &str| text.parse::<StatusRange>().unwrap_err().to_string();
-        assert_eq!(said("5XX"), r#""5XX" is no status, write 200, "4xx" or "500-599""#);
+        assert_eq!(said("5XX"), r#""5XX" is not a status, write 200, "4xx" or "500-599""#);
         assert_eq!(said("199"), "199 is not within 200 to 599");
         assert_eq!(said("500-400"), "500-400 runs backwards, write 400-500");
     }

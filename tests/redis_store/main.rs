@@ -117,7 +117,7 @@ fn what_cannot_be_read_is_an_error_and_stays_as_it_is() {
         // A finished record whose answer is cut short.
         ([vec![1, b'a'], vec![0xff; HEAD_LEN - 2]].concat(), "the record's answer is broken"),
         // A claim, and something behind it.
-        ([vec![1, b'o'], vec![0x7f; HEAD_LEN]].concat(), "something follows the record"),
+        ([vec![1, b'o'], vec![0x7f; HEAD_LEN]].concat(), "the record has trailing bytes"),
     ] {
         store.raw(&[b"SET", name(7).as_bytes(), &garbage]);
         // An empty value is no value for GETRANGE: there is nothing to end.

@@ -27,8 +27,8 @@ impl NotJson {
         match self {
             Self::Syntax => "it is not JSON",
             Self::Encoding => "it is not JSON: its text is not Unicode",
-            Self::TooDeep => "it is JSON that nests deeper than 128 levels",
-            Self::DuplicateName => "it is JSON that has a member twice",
+            Self::TooDeep => "it is JSON with more than 128 levels",
+            Self::DuplicateName => "it is JSON with a duplicate member",
         }
     }
 }

@@ -94,7 +94,7 @@ impl Channels {
                 Ok(Some(Frame::Error(error))) => {
                     if self.refused_until.is_none() {
                         let said = format!(
-                            "Redis lets nobody subscribe ({error}): waiters look by themselves"
+                            "Redis refuses SUBSCRIBE ({error}): waiting requests poll"
                         );
                         events.push(Event::Warn(said));
                     }

@@ -183,7 +183,7 @@ impl Pipe {
                 }
                 Ok(None) => return events,
                 Err(resp::Broken) => {
-                    events.push(Event::Warn("Redis sent what is no RESP2".to_owned()));
+                    events.push(Event::Warn("Redis sent bytes that are not RESP2".to_owned()));
                     self.reopen(now, &mut events);
                     return events;
                 }
@@ -239,7 +239,7 @@ impl Pipe {
             return self.greeted(greeting, &frame, events);
         }
         let Some(waiting) = self.waiting.pop_front() else {
-            events.push(Event::Warn("Redis replied to a question that nobody asked".to_owned()));
+            events.push(Event::Warn("Redis sent a reply that no command waits for".to_owned()));
             return false;
         };
         let Some(command) = waiting.command else {
@@ -268,7 +268,7 @@ impl Pipe {
             Err(Reaction::TooLate(time)) => {
                 self.clock.hear(time, now);
                 if waiting.too_late || waiting.deadline <= now {
-                    (Err(StoreError::Unavailable("the claim came to Redis too late")), true)
+                    (Err(StoreError::Unavailable("the claim reached Redis too late")), true)
                 } else {
                     // What was known of Redis's clock was wrong: it is another Redis, or its clock was set.
                     let waiting = Waiting { command: Some(command), too_late: true, ..waiting };
@@ -317,8 +317,8 @@ impl Pipe {
                 if let Some(policy) = evicts {
                     let policy = String::from_utf8_lossy(policy);
                     events.push(Event::WarnOnce(format!(
-                        "Redis has maxmemory-policy {policy}: it may drop claims and answers, and \
-                         what was dropped runs again; set noeviction"
+                        "Redis has maxmemory-policy {policy}: it may evict claims and answers, and \
+                         their requests may run again; set noeviction"
                     )));
                 }
                 true

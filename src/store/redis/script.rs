@@ -260,7 +260,7 @@ fn foreign() -> Reaction {
     Reaction::Reopen(StoreError::Unanswered(FOREIGN))
 }
 
-const FOREIGN: &str = "Redis gave the reply to another command";
+const FOREIGN: &str = "Redis sent the reply to another command";
 
 /// A record's deadline is a point in Redis's time. What remains of it is the same everywhere.
 fn by_our_clock(record: Record, there: Timestamp, now: Timestamp) -> Record {
@@ -292,10 +292,10 @@ pub(super) fn reaction(error: &str) -> Reaction {
         "OOM" => fail("Redis is out of memory"),
         "LOADING" => fail("Redis is loading its data"),
         "BUSY" => fail("Redis is busy with a script"),
-        "TRYAGAIN" => fail("Redis Cluster moves the key"),
+        "TRYAGAIN" => fail("Redis Cluster is moving the key"),
         "CLUSTERDOWN" => fail("Redis Cluster is down"),
         "NOREPLICAS" => fail("Redis has too few replicas to write"),
-        "MISCONF" => fail("Redis cannot save its data and takes no writes"),
+        "MISCONF" => fail("Redis cannot save its data and refuses writes"),
         "NOPERM" => fail("the Redis user may not run the scripts"),
         "MOVED" | "ASK" => fail("the key is on another node: Redis Cluster needs redis_proxy"),
         // Envoy's redis_proxy, which has no code for it.
@@ -303,9 +303,9 @@ pub(super) fn reaction(error: &str) -> Reaction {
         // A failover: the name may lead to the new primary.
         "READONLY" => reopen("Redis is a replica"),
         "MASTERDOWN" => reopen("Redis is a replica without its primary"),
-        "NOAUTH" => reopen("Redis wants a password"),
-        "WRONGPASS" => reopen("Redis does not take the user and password"),
-        _ => fail("Redis gave an error that this filter does not know"),
+        "NOAUTH" => reopen("Redis requires a password"),
+        "WRONGPASS" => reopen("Redis refuses the user and password"),
+        _ => fail("Redis sent an unknown error"),
     }
 }
 
@@ -448,7 +448,7 @@ mod tests {
             (
                 "ERR unknown command",
                 Reaction::Fail(StoreError::Unavailable(
-                    "Redis gave an error that this filter does not know",
+                    "Redis sent an unknown error",
                 )),
             ),
         ] {

@@ -75,7 +75,7 @@ impl Webdis {
             }
             Err(Reaction::TooLate(time)) => {
                 self.clock.hear(time, now);
-                let late = StoreError::Unavailable("the claim came to Redis too late");
+                let late = StoreError::Unavailable("the claim reached Redis too late");
                 vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::SendText) if now < waiting.deadline => {
@@ -85,7 +85,7 @@ impl Webdis {
             }
             Err(Reaction::SendText) => {
                 let late =
-                    StoreError::Unavailable("Redis took its time to say that it knows no script");
+                    StoreError::Unavailable("Redis was slow to report an unknown script");
                 vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::Fail(error) | Reaction::Reopen(error)) => {
@@ -128,16 +128,16 @@ fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<
             return Err(Reaction::Fail(StoreError::Unavailable(why)));
         }
         // What Envoy makes of no answer.
-        0 => return Err(fail("Webdis has cut the connection")),
+        0 => return Err(fail("Webdis closed the connection")),
         504 => return Err(fail("Redis did not answer in time")),
-        _ => return Err(fail("Webdis gave an answer that this filter does not know")),
+        _ => return Err(fail("Webdis answered with an unexpected status")),
     }
     let mut decoder = Decoder::default();
     decoder.push(body);
     match decoder.next() {
         Ok(Some(frame)) => script::read(command, frame, now),
-        Ok(None) => Err(fail("Webdis cut a reply short")),
-        Err(_) => Err(fail("Webdis sent what is no RESP2")),
+        Ok(None) => Err(fail("Webdis sent an incomplete reply")),
+        Err(_) => Err(fail("Webdis sent bytes that are not RESP2")),
     }
 }
 

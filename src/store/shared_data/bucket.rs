@@ -33,7 +33,7 @@ impl Bucket {
         if bytes.len().is_multiple_of(ENTRY_BYTES) {
             Ok(Self { bytes, changed: Tally::default() })
         } else {
-            Err(StoreError::Unreadable("a bucket of the table is cut short"))
+            Err(StoreError::Unreadable("a table bucket is incomplete"))
         }
     }
 

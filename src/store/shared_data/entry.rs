@@ -175,13 +175,13 @@ impl Entry {
         if is_free(bytes) {
             return Ok(None);
         }
-        let cut = || StoreError::Unreadable("an entry of the table is cut short");
+        let cut = || StoreError::Unreadable("a table entry is incomplete");
         let known = match field(bytes, KIND_AT).ok_or_else(cut)? {
             [0] => None,
             [letter] => {
                 let kind = Kind::ALL.into_iter().find(|kind| kind.letter() == letter);
                 let kind =
-                    kind.ok_or(StoreError::Unreadable("a record of the table has no kind"))?;
+                    kind.ok_or(StoreError::Unreadable("a table record has no kind"))?;
                 let head = decode_head(&field(bytes, HEAD_AT).ok_or_else(cut)?)
                     .map_err(|error| StoreError::Unreadable(error.as_str()))?;
                 let time =

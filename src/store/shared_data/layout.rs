@@ -36,7 +36,7 @@ pub struct TooManyEntries {
 impl fmt::Display for TooManyEntries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mebibytes = self.least_budget.div_ceil(1 << 20);
-        write!(f, "too small for so many entries, wanted a budget of {mebibytes}MiB or more")
+        write!(f, "too small for this number of entries, wanted a budget of {mebibytes}MiB or more")
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
         let error = Layout::of(capacity).unwrap_err();
         let least = (2 * 1_000_000 * ENTRY_BYTES).div_ceil(1 << 20);
         let wanted =
-            format!("too small for so many entries, wanted a budget of {least}MiB or more");
+            format!("too small for this number of entries, wanted a budget of {least}MiB or more");
         assert_eq!(error.to_string(), wanted);
     }
 }

@@ -278,7 +278,7 @@ impl<S: SharedData> MemoryStore<S> {
 
     fn read(&self, number: u32, key: Key) -> Result<Opened, StoreError> {
         let (bytes, Some(cas)) = self.shared.load(&self.bucket_name(number)) else {
-            return Err(StoreError::Unavailable("the table is gone from shared data"));
+            return Err(StoreError::Unavailable("the table is missing in shared data"));
         };
         let bucket = Bucket::read(bytes.unwrap_or_default())?;
         let found = bucket.find(key)?;

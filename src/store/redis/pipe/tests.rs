@@ -16,7 +16,7 @@ const LATE: u64 = 250;
 
 const NOEVICTION: &[u8] = b"*2\r\n$16\r\nmaxmemory-policy\r\n$10\r\nnoeviction\r\n";
 
-const BROKEN: &str = "Redis sent what is no RESP2";
+const BROKEN: &str = "Redis sent bytes that are not RESP2";
 
 fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(1_000_000 + millis)
@@ -493,7 +493,7 @@ fn what_is_no_resp_closes_the_pipe_and_the_commands_go_to_the_next() {
 fn a_reply_to_a_question_that_nobody_asked_closes_the_pipe() {
     let mut world = World::greeted();
     world.reply(&claimed(1), 1);
-    assert_eq!(world.warnings, ["Redis replied to a question that nobody asked"]);
+    assert_eq!(world.warnings, ["Redis sent a reply that no command waits for"]);
     assert_eq!(world.connection, Phase::None);
     world.ask(2, 2);
     assert_eq!(world.connection, Phase::Opening);
@@ -505,7 +505,7 @@ fn a_reply_of_another_kind_fails_its_command_and_closes_the_pipe() {
     world.ask(1, 0);
     world.ask(2, 0);
     world.reply(&done(1), 1);
-    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis sent the reply to another command"))]);
     assert_eq!(world.connection, Phase::None);
     let opening = world.until_opening();
     world.opened(opening);
@@ -885,7 +885,7 @@ fn a_claim_that_is_late_by_a_clock_that_was_set_is_sent_again_once() {
     world.reply(&too_late(1, 9_000_000), 10);
     assert_eq!(not_after(&world.asked[0]), 9_000_000 + LATE - 10);
     world.reply(&too_late(1, 9_000_020), 20);
-    let late = unavailable("the claim came to Redis too late");
+    let late = unavailable("the claim reached Redis too late");
     assert_eq!(world.outcomes(), [(1, late)]);
     assert_eq!(world.connection, Phase::Open);
 }
@@ -897,7 +897,7 @@ fn a_reply_that_names_another_question_closes_the_pipe() {
     // One reply is missing: the second's would be taken for the first's.
     world.reply(&[claimed(2), claimed(3)].concat(), 1);
     assert_eq!(world.connection, Phase::None);
-    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis sent the reply to another command"))]);
     let opening = world.until_opening();
     world.opened(opening);
     assert_eq!(world.said(), ["EVALSHA 2", "EVALSHA 3"]);
