@@ -12,14 +12,14 @@ use std::time::Duration;
 /// What a call is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
-    /// A command to Redis, by way of Webdis.
+    /// A command to Redis, through Webdis.
     Store(CommandId),
     /// A stream's detached execution.
     Stream(StreamRequest),
 }
 
-/// A call that was not made yet: only a callback of the root's own may, for the SDK hands what comes to
-/// whoever was active then, and drops it if that is gone.
+/// A call that is not started yet. Start callouts in a root callback: the SDK routes the response to the
+/// context that was active at dispatch, and drops it if that context is gone.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) purpose: Purpose,
@@ -41,8 +41,8 @@ impl Calls {
         self.wanted.push_back(wanted);
     }
 
-    /// Makes calls, as many as the budget allows: one that fails at once comes back nested, as an answer
-    /// does. Those that Envoy will not make are given back.
+    /// Starts calls, as many as the budget allows: one that fails at once calls back nested, like an answer.
+    /// Returns those that Envoy refuses.
     pub(super) fn as_root(&mut self, budget: &mut Budget) -> Vec<Purpose> {
         let mut refused = Vec::new();
         while !budget.is_spent()
@@ -64,17 +64,17 @@ impl Calls {
         refused
     }
 
-    /// Calls are still to be made.
+    /// Calls are waiting to be started.
     pub(super) fn are_wanted(&self) -> bool {
         !self.wanted.is_empty()
     }
 
-    /// The call is over: whose it was.
+    /// The call is over; returns its purpose.
     pub(super) fn over(&mut self, token: u32) -> Option<Purpose> {
         self.under_way.remove(&token)
     }
 
-    /// Nobody waits for a call.
+    /// No call is waiting or in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.wanted.is_empty() && self.under_way.is_empty()
     }
@@ -91,15 +91,15 @@ fn call(
     for (name, value) in headers {
         pairs.push((text(name)?, text(value)?));
     }
-    // Zero is no timeout at all.
+    // Zero means no timeout.
     let timeout = timeout.max(Duration::from_millis(1));
     let body = (!body.is_empty()).then_some(body);
     proxy_wasm::hostcalls::dispatch_http_call(cluster, pairs, body, Vec::new(), timeout)
         .map_err(|status| format!("{status:?}"))
 }
 
-/// What a call has brought. Only in its callback. `headers` is their number: a reset in the middle of an
-/// answer has none.
+/// The result of a call. Only in its callback. `headers` is their number: a reset in the middle of an answer
+/// has none.
 pub(super) fn fetched(headers: usize, body: usize) -> Fetched {
     match abi::call_response_headers() {
         Some(pairs) if headers > 0 && !pairs.is_empty() => {

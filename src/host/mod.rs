@@ -59,7 +59,7 @@ enum Role {
     None,
     /// The filter.
     Filter(Rc<RefCell<Worker>>),
-    /// The bridge, which keeps nothing beyond a stream.
+    /// The bridge, which keeps no state beyond a stream.
     Bridge,
 }
 
@@ -113,7 +113,7 @@ fn stores(config: &Config, plugin: &str, tokens: &mut Tokens) -> Result<Stores, 
     match &config.store {
         StoreConfig::Memory(table) => Ok(Front::memory(open("store.memory", plugin, table)?)),
         StoreConfig::Redis(Redis { cluster, settings, transport, local, local_ttl }) => {
-            // What is known of one Redis says nothing about another.
+            // Settings of one Redis do not apply to another.
             let name = format!("{plugin}/{cluster}/{}", settings.prefix);
             let table = open("store.redis.local", &name, local)?;
             let tiers = Tiers::new(table, *local_ttl, settings.timeout);
@@ -126,8 +126,8 @@ fn stores(config: &Config, plugin: &str, tokens: &mut Tokens) -> Result<Stores, 
 }
 
 impl Context for Root {
-    /// Another configuration has taken this one's place, or Envoy drains: what is owed to the store is
-    /// settled first.
+    /// Another configuration has replaced this one, or Envoy drains: outstanding store commands are finished
+    /// first.
     fn on_done(&mut self) -> bool {
         let Role::Filter(worker) = &self.role else { return true };
         worker.try_borrow_mut().is_ok_and(|mut worker| worker.end())
@@ -181,7 +181,7 @@ impl RootContext for Root {
     }
 }
 
-/// A stream, by its number; what is known of it is with the worker.
+/// A stream, by its number; its state is in the worker.
 struct Handle {
     id: u32,
     worker: Option<Rc<RefCell<Worker>>>,
@@ -195,7 +195,7 @@ impl Handle {
                 worker.flush();
                 flow
             }
-            // Envoy does not call back into host calls; a request nobody checks stays where it is.
+            // Envoy does not call back into host calls. A request that was not checked stays held.
             Some(Err(_)) | None => Flow::Hold,
         };
         match flow {

@@ -3,19 +3,19 @@
 use super::entry::ENTRY_BYTES;
 use std::fmt;
 
-/// What the table may take, and what it must be able to hold.
+/// Limits of the table, and the largest answer that it must be able to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Records at the most.
+    /// Maximum number of records.
     pub entries: u32,
-    /// Bytes at the most, heads and answers together. Envoy's own overhead of about 150 bytes for each
-    /// answer comes on top.
+    /// Maximum bytes, heads and answers together. Envoy's own overhead of about 150 bytes per answer comes on
+    /// top.
     pub budget_bytes: u64,
     /// Bytes of the largest body that should be kept.
     pub largest_answer: usize,
 }
 
-/// The shape of the table. Part of its keys: tables of two shapes do not mix.
+/// The layout of the table. Part of its keys: tables of two layouts do not mix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// A power of two.
@@ -26,10 +26,10 @@ pub(super) struct Layout {
     pub(super) answer_bytes: u64,
 }
 
-/// The heads alone would take more than half of the budget.
+/// The heads would take more than half of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyEntries {
-    /// The least budget for so many entries, in bytes.
+    /// The least budget for this number of entries, in bytes.
     pub least_budget: u64,
 }
 
@@ -40,12 +40,12 @@ impl fmt::Display for TooManyEntries {
     }
 }
 
-/// A bucket is read and written whole: more entries make each operation slower (31 KiB at 256, about a
-/// microsecond), fewer make it likelier that one bucket is full while others are empty.
+/// A bucket is read and written as a whole: more entries make each operation slower (31 KiB at 256, about a
+/// microsecond); with fewer, it is likelier that one bucket is full while others are empty.
 const FEWEST_WAYS: u32 = 8;
 const MOST_WAYS: u32 = 256;
 
-/// What an answer of the largest body takes beyond it: headers, of which Envoy takes 60 KiB by default.
+/// Room for the headers of an answer with the largest body; Envoy allows 60 KiB of headers by default.
 const HEADERS_BYTES: u64 = 64 * 1024;
 
 impl Layout {
@@ -56,7 +56,8 @@ impl Layout {
         }
         let answers = capacity.budget_bytes - heads;
         let largest = (capacity.largest_answer as u64).saturating_add(HEADERS_BYTES);
-        // As many buckets as leave room for a largest answer in each, within the bounds of ways.
+        // As many buckets as leave room for a largest answer in each, within the bounds of entries per
+        // bucket.
         let wanted = u32::try_from(answers / largest).unwrap_or(u32::MAX);
         let fewest = capacity.entries.div_ceil(MOST_WAYS).next_power_of_two();
         let most = previous_power_of_two(capacity.entries / FEWEST_WAYS);
