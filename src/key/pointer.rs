@@ -10,7 +10,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer(Vec<String>);
 
-/// Why a text is no JSON Pointer. `Display` quotes the text: it comes from the configuration.
+/// Why a text is not a JSON Pointer. `Display` quotes the text: it comes from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PointerError {
     /// It is not empty and does not begin with `/` (RFC 6901 section 3).
@@ -24,7 +24,7 @@ impl Pointer {
     ///
     /// # Errors
     ///
-    /// When the text is no pointer.
+    /// If the text is not a pointer.
     pub fn parse(text: &str) -> Result<Self, PointerError> {
         if text.is_empty() {
             return Ok(Self(Vec::new()));

@@ -26,7 +26,7 @@ pub struct PathTemplate {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Captures(Vec<Capture>);
 
-/// Why a text is no template. `Display` quotes the text: it comes from the configuration.
+/// Why a text is not a template. `Display` quotes the text: it comes from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TemplateError {
     /// A path template that does not begin with `/`.
@@ -47,7 +47,7 @@ pub enum TemplateError {
     /// A location that is neither a path nor an `http` or `https` URL, or one with a capture in its
     /// authority.
     BadLocation(String),
-    /// A location with bytes that may not stand in a URL unescaped.
+    /// A location with bytes that must be escaped in a URL.
     NotPrintable(String),
 }
 
@@ -56,7 +56,7 @@ impl PathTemplate {
     ///
     /// # Errors
     ///
-    /// When the text is no template.
+    /// If the text is not a template.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         let Some(segments) = text.strip_prefix('/') else {
             return Err(TemplateError::NoLeadingSlash(text.to_owned()));

@@ -1,10 +1,10 @@
-//! Which answers of the application are kept, and which free the key or leave it in doubt.
+//! Which answers of the application are kept, which free the key, and which make its outcome unknown.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What becomes of a first answer.
+/// What happens to a first answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// Kept and replayed.
@@ -13,7 +13,7 @@ pub enum Disposition {
     StatusOnly,
     /// Nothing was done: the key is free again, and the next request runs.
     Release,
-    /// It may have been done: duplicates are refused until somebody may take over.
+    /// It may have been done: duplicates are refused until an attempt may take over.
     Unknown,
 }
 
@@ -24,7 +24,7 @@ pub struct StatusRange {
     last: u16,
 }
 
-/// Why something is no [`StatusRange`].
+/// Why a value is not a [`StatusRange`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatusRangeError {
     /// Neither a number, nor `4xx`, nor `500-599`.
@@ -41,7 +41,7 @@ pub enum StatusRangeError {
 pub struct OutcomeRule {
     /// The rule applies when any of these holds the status.
     pub statuses: Vec<StatusRange>,
-    /// What becomes of the answer.
+    /// What happens to the answer.
     pub then: Disposition,
     /// How long the record lives, if not the rule's own `ttl`.
     pub ttl: Option<Duration>,
