@@ -88,7 +88,9 @@ impl Forget {
             print_line(format_args!("forgotten"));
             Ok(())
         } else {
-            Err(Failure::Refused(format!("{name}: changed in the meantime, not deleted; show it again")))
+            Err(Failure::Refused(format!(
+                "{name}: changed in the meantime, not deleted; show it again"
+            )))
         }
     }
 

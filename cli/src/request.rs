@@ -36,8 +36,7 @@ impl Request {
                 // RFC 9112 section 3.2.2: the target's authority comes before the field.
                 "host" => host = host.or_else(|| Some(header.value.to_vec())),
                 "transfer-encoding" => {
-                    let why =
-                        "transfer-encoding is not supported: give the plain body, with or without content-length";
+                    let why = "transfer-encoding is not supported: give the plain body, with or without content-length";
                     return Err(refused(why.to_owned()));
                 }
                 _ => headers.push((name.into_bytes(), header.value.to_vec())),

@@ -437,7 +437,10 @@ fn show_tells_a_records_state_and_forget_deletes_it() {
     assert!(text.contains("a body") && text.contains("x-hush: value"), "{text}");
 
     let asked = tool("forget", &digits, &[]);
-    assert_eq!((asked.code, asked.err.as_str()), (1, "standard input is not a terminal: use --yes\n"));
+    assert_eq!(
+        (asked.code, asked.err.as_str()),
+        (1, "standard input is not a terminal: use --yes\n")
+    );
     let forgotten = tool("forget", &digits, &["--yes"]);
     assert_eq!(forgotten.code, 0, "{}", forgotten.err);
     assert!(

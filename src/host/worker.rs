@@ -556,6 +556,9 @@ fn received() -> Vec<u8> {
 /// A failed host call does not change the decision; it is logged, because it should not fail.
 fn warn(what: &str, result: Result<(), abi::Failure>) {
     if let Err(failure) = result {
-        logging::log_incident(Incident::Host, &format_args!("Envoy refused to {what}: {failure:?}"));
+        logging::log_incident(
+            Incident::Host,
+            &format_args!("Envoy refused to {what}: {failure:?}"),
+        );
     }
 }

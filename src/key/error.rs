@@ -36,7 +36,9 @@ impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::KeyMissing { part } => write!(f, "the request has no {part}, or an empty one"),
-            Self::KeyInvalid { header, why } => write!(f, "the header {header} is not a valid key: {why}"),
+            Self::KeyInvalid { header, why } => {
+                write!(f, "the header {header} is not a valid key: {why}")
+            }
             Self::CallerMissing => f.write_str("the request does not identify its caller"),
             Self::BodyInvalid { why } => write!(f, "the body cannot be read: {why}"),
         }

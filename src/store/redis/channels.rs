@@ -94,9 +94,8 @@ impl Channels {
                 }
                 Ok(Some(Frame::Error(error))) => {
                     if self.refused_until.is_none() {
-                        let said = format!(
-                            "Redis refuses SUBSCRIBE ({error}): waiting requests poll"
-                        );
+                        let said =
+                            format!("Redis refuses SUBSCRIBE ({error}): waiting requests poll");
                         events.push(Event::Warn(said));
                     }
                     self.refused_until = Some(now.after(REFUSED));

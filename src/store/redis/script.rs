@@ -447,9 +447,7 @@ mod tests {
             ),
             (
                 "ERR unknown command",
-                Reaction::Fail(StoreError::Unavailable(
-                    "Redis sent an unknown error",
-                )),
+                Reaction::Fail(StoreError::Unavailable("Redis sent an unknown error")),
             ),
         ] {
             assert_eq!(reaction(error), wanted, "{error}");

@@ -84,8 +84,7 @@ impl Webdis {
                 vec![event]
             }
             Err(Reaction::SendText) => {
-                let late =
-                    StoreError::Unavailable("Redis was slow to report an unknown script");
+                let late = StoreError::Unavailable("Redis was slow to report an unknown script");
                 vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::Fail(error) | Reaction::Reopen(error)) => {

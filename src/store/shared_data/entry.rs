@@ -180,8 +180,7 @@ impl Entry {
             [0] => None,
             [letter] => {
                 let kind = Kind::ALL.into_iter().find(|kind| kind.letter() == letter);
-                let kind =
-                    kind.ok_or(StoreError::Unreadable("a table record has no kind"))?;
+                let kind = kind.ok_or(StoreError::Unreadable("a table record has no kind"))?;
                 let head = decode_head(&field(bytes, HEAD_AT).ok_or_else(cut)?)
                     .map_err(|error| StoreError::Unreadable(error.as_str()))?;
                 let time =
