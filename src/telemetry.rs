@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_would_have_happened_says_shadow() {
+    fn an_outcome_that_only_would_have_happened_says_shadow() {
         let report = Report { outcome: Outcome::StoreError, shadow: true };
         assert_eq!(report.to_string(), "shadow_store_error");
         assert_eq!(Report::all().count(), 2 * Outcome::ALL.len());

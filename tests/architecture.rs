@@ -285,7 +285,7 @@ fn no_room_leaves_by_the_back_door() {
 }
 
 #[test]
-fn no_room_says_what_is_foreign_to_it() {
+fn no_room_uses_names_that_are_foreign_to_it() {
     let mut wrong = Vec::new();
     for file in sources() {
         let name = room_of(&file);
@@ -391,7 +391,7 @@ fn nothing_in_the_module_stops_it_on_purpose() {
 }
 
 #[test]
-fn the_module_imports_only_what_is_on_the_list() {
+fn the_module_has_only_the_listed_imports() {
     let module = module();
     let mut unexpected = Vec::new();
     let mut exports = BTreeSet::new();

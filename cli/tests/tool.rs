@@ -85,7 +85,7 @@ fn string(config: &str) -> Value {
 }
 
 #[test]
-fn check_refuses_what_the_module_refuses_in_the_same_words() {
+fn check_refuses_like_the_module_in_the_same_words() {
     for (number, case) in config_cases::all().into_iter().enumerate() {
         let file = File::new(&format!("bad-{number}.json"), &case.config);
         let ran = run_with(&["check", file.path()], "", &SECRETS);
@@ -123,7 +123,7 @@ fn check_finds_a_configuration_in_a_bootstrap_as_a_string_or_a_struct() {
 }
 
 #[test]
-fn check_says_what_each_rule_protects() {
+fn check_prints_the_requests_that_each_rule_protects() {
     let file = project_path("envoy/redis.yaml");
     let file = file.to_str().unwrap();
     let ran = run(&["check", file], "");
@@ -259,7 +259,7 @@ fn explained(config: &str, request: &str, more: &[&str]) -> Value {
 }
 
 #[test]
-fn explain_says_what_a_key_is_made_of_and_what_would_happen() {
+fn explain_shows_the_parts_of_a_key_and_what_would_happen() {
     let said = explained(&transitions(json!({})), REQUEST, &[]);
     assert_eq!(
         (&said["rule"], &said["caller"]["from"]),
@@ -288,7 +288,7 @@ fn explain_says_what_a_key_is_made_of_and_what_would_happen() {
 }
 
 #[test]
-fn explain_follows_the_rule_in_what_a_duplicate_gets() {
+fn explain_follows_the_rule_for_duplicates() {
     let ongoing = |more: Value| {
         let said = explained(&transitions(more), REQUEST, &[]);
         said["would"]["ongoing"]["then"].as_str().unwrap().to_owned()
@@ -320,7 +320,7 @@ fn explain_follows_the_rule_in_what_a_duplicate_gets() {
 }
 
 #[test]
-fn explain_shows_values_only_when_it_is_told_to() {
+fn explain_shows_values_only_with_reveal() {
     let file = File::new("reveal.json", &transitions(json!({})));
     for more in [&[][..], &["--json"]] {
         let ran = run(&[&["explain", file.path()][..], more].concat(), REQUEST);
@@ -397,7 +397,7 @@ fn complete(store: &Store) {
 }
 
 #[test]
-fn show_tells_a_records_state_and_forget_deletes_it() {
+fn show_prints_a_records_state_and_forget_deletes_it() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let url = format!("redis://127.0.0.1:{}", server.port);
@@ -460,7 +460,7 @@ fn show_tells_a_records_state_and_forget_deletes_it() {
 }
 
 #[test]
-fn what_is_no_record_is_neither_shown_nor_lightly_forgotten() {
+fn an_unreadable_record_is_not_shown_and_only_forgotten_by_force() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let url = format!("redis://127.0.0.1:{}", server.port);
@@ -488,7 +488,7 @@ fn what_is_no_record_is_neither_shown_nor_lightly_forgotten() {
 }
 
 #[test]
-fn the_rights_of_the_filters_own_user_will_do_and_its_password_shows_nowhere() {
+fn the_rights_of_the_filters_own_user_are_enough_and_its_password_shows_nowhere() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     claim(&store);

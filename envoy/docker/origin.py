@@ -1,6 +1,6 @@
 """An origin that counts what it executes, and says so.
 
-A POST is an execution. It is counted when it begins, with its key, and runs to its end whoever has left meanwhile:
+A POST is an execution. It is counted when it begins, with its key, and runs to its end even if its client has left:
 
     x-origin-hold: NAME      runs until POST /release/NAME
     x-origin-delay-ms: N     runs for so long

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_location_is_filled_with_what_was_captured() {
+    fn a_location_is_filled_with_the_captures() {
         let captures = template("/o/{id}/{*rest}").matches(b"/o/7%20%c3%bc/a/b%2Fc").unwrap();
         let filled = |text| LocationTemplate::parse(text).unwrap().fill(&captures);
         assert_eq!(filled("/status/{id}"), "/status/7%20%C3%BC");

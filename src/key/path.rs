@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_stand_in_a_path_is_escaped() {
+    fn bytes_that_a_path_may_not_contain_are_escaped() {
         assert_eq!(normalise("/k\u{f6}ln {x}\r\n".as_bytes()), "/k%C3%B6ln%20%7Bx%7D%0D%0A");
         assert_eq!(normalise(b"/\xff\x00\x7f"), "/%FF%00%7F");
         assert_eq!(normalise(b"/100%/%zz/%4"), "/100%25/%25zz/%254");

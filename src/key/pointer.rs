@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pointer_is_refused_and_the_message_says_why() {
+    fn a_text_that_is_not_a_pointer_is_refused_and_the_message_says_why() {
         let message = |text| Pointer::parse(text).unwrap_err().to_string();
         assert_eq!(message("from"), r#""from" is not a JSON Pointer, write "/from""#);
         assert!(message("/a~2").contains("neither `~0`"));

@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_template_is_refused_and_the_message_says_why() {
+    fn a_text_that_is_not_a_path_template_is_refused_and_the_message_says_why() {
         let refused = |text: &str| PathTemplate::parse(text).unwrap_err();
         assert_eq!(refused("a"), TemplateError::NoLeadingSlash("a".into()));
         assert_eq!(refused(""), TemplateError::NoLeadingSlash(String::new()));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_does_not_show_what_was_captured() {
+    fn debug_does_not_show_captured_values() {
         let captures = template("/a/{id}").matches(b"/a/secret").unwrap();
         assert_eq!(format!("{captures:?}"), r#"["id"]"#);
     }

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_the_first_exchange_alone_are_not_kept() {
+    fn headers_that_hold_only_for_the_first_exchange_are_not_kept() {
         let policy = HeaderPolicy::default();
         for name in [
             "date",
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_is_not_kept_even_if_allowed() {
+    fn headers_named_in_connection_are_not_kept_even_if_allowed() {
         let response = pairs(&[
             ("x-hop", "1"),
             ("connection", "close, X-Hop"),

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range_is_refused() {
+    fn a_text_that_is_not_a_range_is_refused() {
         for text in
             ["", "x", "xx", "4XX", "44xx", "+4xx", "-", "200-", "-200", "2000", "20", " 200"]
         {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_to_write() {
+    fn errors_show_a_correct_form() {
         let said = |text: &str| text.parse::<StatusRange>().unwrap_err().to_string();
         assert_eq!(said("5XX"), r#""5XX" is not a status, write 200, "4xx" or "500-599""#);
         assert_eq!(said("199"), "199 is not within 200 to 599");

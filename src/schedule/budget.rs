@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn callbacks_that_may_be_nested_share_what_the_outer_one_has_left() {
+    fn nested_callbacks_share_the_rest_of_the_outer_budget() {
         let mut budget = Budget::new(2);
         budget.spend();
         assert!(!budget.is_spent());

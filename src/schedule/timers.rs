@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_due_before_its_time() {
+    fn no_stream_is_due_before_its_time() {
         let mut timers = Timers::default();
         timers.set(1, Some(at(20)));
         assert_eq!(timers.take_due(at(19)), None);

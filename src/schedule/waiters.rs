@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_leaves_before_it_was_told_passes_the_word_on() {
+    fn one_that_leaves_before_it_was_woken_wakes_the_next() {
         let mut waiters = three_wait();
         waiters.wake(A);
         waiters.leave(1);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn who_joins_again_goes_to_the_end() {
+    fn a_stream_that_joins_again_goes_to_the_end() {
         let mut waiters = three_wait();
         waiters.join(A, 1);
         waiters.wake(A);

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_too_long_fails_and_so_do_all_as_old() {
+    fn a_request_that_waits_too_long_fails_and_so_do_all_as_old() {
         let mut groups = groups([question(1, 1, 0), question(1, 2, 0), question(1, 3, 200)]);
         assert_eq!(turns(&mut groups, 250), [(1, false), (2, false), (3, true)]);
     }

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_rare_is_written_each_time() {
+    fn a_rare_line_is_written_each_time() {
         let mut limiter = Limiter::default();
         for minute in 0..100 {
             let now = at(minute * 60_000);

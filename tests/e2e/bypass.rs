@@ -6,7 +6,7 @@ use testkit::client::Raw;
 use testkit::{Bootstrap, World};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_rule_matches_passes_untouched() {
+async fn a_request_that_no_rule_matches_passes_untouched() {
     let world = World::start(pay(json!({}))).await;
     let protected = world.post("/pay").key("a").caller("alice").json("{}");
     for _ in 0..2 {

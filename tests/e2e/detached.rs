@@ -113,7 +113,7 @@ fn comparable(headers: &[(String, String)], named: &[&str]) -> Vec<(String, Stri
 const ORIGIN_SEES: [&str; 2] = ["x-envoy-expected-rq-timeout-ms", "x-envoy-internal"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_origin_cannot_tell_how_it_was_sent_nor_the_client_how_it_was_answered() {
+async fn neither_origin_nor_client_sees_that_a_request_is_detached() {
     let mut seen: Vec<(&str, Vec<Seen>)> = Vec::new();
     let mut answers = Vec::new();
     for (way, bootstrap) in ways() {
@@ -204,7 +204,7 @@ async fn a_routes_policy_applies_through_the_listener() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_else_may_pretend_to_come_through_the_listener() {
+async fn no_client_may_pretend_to_come_through_the_listener() {
     let bootstrap = Bootstrap::read("detached.yaml").config(&through(json!({})));
     let world = World::start_with(bootstrap).await;
     for nonce in ["", "a", "00000000000000000000000000000000"] {
@@ -235,7 +235,7 @@ async fn in_doubt(world: &World, path: &str, header: (&str, &str), status: u16) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whose_answer_it_is_is_told_apart_by_either_way() {
+async fn the_source_of_an_answer_is_known_with_and_without_via() {
     for config in [through(json!({ "unknown_ttl": "2s" })), {
         let mut config = detached(json!({ "unknown_ttl": "2s" }));
         config["rules"][0]["match"] = json!({});
@@ -291,7 +291,7 @@ async fn limits_and_the_timeout_give_clear_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_is_kept_alive_while_nobody_waits_for_it() {
+async fn a_claim_is_kept_alive_while_no_client_waits_for_it() {
     let bootstrap = Bootstrap::read("detached.yaml").config(&detached(json!({ "lease": "1s" })));
     let world = World::start_with(bootstrap).await;
     let raw = leaves(world.envoy.front, "x-origin-hold: it\r\n").await;

@@ -174,7 +174,7 @@ async fn large_answers_come_back_whole_from_the_other_envoy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_this_envoy_knows_costs_redis_nothing() {
+async fn a_record_that_this_envoy_knows_costs_redis_nothing() {
     let fleet = Fleet::start(pay(json!({}))).await;
     let first = tokio::spawn(a(fleet.post(0, "/pay")).header("x-origin-hold", "it").send());
     eventually("the first runs", async || fleet.executions() == 1).await;
@@ -265,7 +265,7 @@ async fn four_hundred_requests_share_two_connections_a_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_the_first_answer_finds_its_record_on_every_envoy() {
+async fn a_client_with_the_first_answer_finds_its_record_on_every_envoy() {
     let fleet = Fleet::start(pay(json!({}))).await;
     let mut ran = 0;
     // Announced by its length, streamed, empty, and larger than one piece.

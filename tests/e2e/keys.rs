@@ -22,7 +22,7 @@ async fn a_quoted_key_is_the_bare_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_key_is_refused_and_never_told() {
+async fn a_bad_key_is_refused_and_never_shown() {
     let world = World::start(pay(json!({}))).await;
     let request = world.post("/pay").caller("alice").json("{}");
     let longest = "k".repeat(255);
@@ -115,7 +115,7 @@ async fn the_same_key_on_another_path_host_or_method_is_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_part_tells_requests_apart() {
+async fn every_kind_of_part_distinguishes_requests() {
     let rule = |name: &str, part: serde_json::Value| {
         json!({ "name": name, "match": { "path": format!("/{name}/{{id}}") }, "key": [part],
                 "caller": "anyone", "fingerprint": "none", "scope": ["method"] })

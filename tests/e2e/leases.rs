@@ -32,7 +32,7 @@ async fn a_claim_outlives_an_origin_that_takes_four_leases() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_does_not_outlive_its_envoy_and_is_in_doubt_then() {
+async fn a_claim_does_not_outlive_its_envoy_and_its_outcome_is_unknown_then() {
     let mut fleet = Fleet::start(pay(json!({ "lease": "1s", "unknown_ttl": "2s" }))).await;
     let first = a(fleet.post(0, "/pay")).header("x-origin-hold", "for ever");
     let first = tokio::spawn(first.try_send());

@@ -72,7 +72,7 @@ async fn refused_when_redis_is_away_and_served_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_in_time_when_redis_hangs_and_nothing_is_left_in_doubt() {
+async fn refused_in_time_when_redis_hangs_and_no_outcome_is_left_unknown() {
     let fleet = Fleet::start_as_it_is(pay(json!({}))).await;
     assert_eq!(with(fleet.post(0, "/pay"), "a").send().await.status, 200);
     fleet.redis.freeze().await;
@@ -95,7 +95,7 @@ async fn refused_in_time_when_redis_hangs_and_nothing_is_left_in_doubt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decided_here_alone_when_the_rule_says_local() {
+async fn decided_only_here_when_the_rule_says_local() {
     let mut fleet = Fleet::start_as_it_is(pay(json!({ "on_store_error": "local" }))).await;
     fleet.redis.stop();
     for number in 0..5 {
@@ -204,7 +204,7 @@ async fn garbage_under_a_key_is_a_store_error_and_never_a_miss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_and_a_prefix_are_used_and_a_wrong_password_is_told() {
+async fn a_password_and_a_prefix_are_used_and_a_wrong_password_is_logged() {
     let redis = Redis::with(&["--requirepass", "open sesame"]).await;
     let mut config = pay(json!({}));
     config["store"] = json!({ "redis": {

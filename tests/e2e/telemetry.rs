@@ -47,7 +47,7 @@ async fn said(deployment: &Deployment, request: Request) -> String {
     said
 }
 
-async fn what_becomes_of_duplicates_is_said(store: Store) {
+async fn the_outcome_of_duplicates_is_reported(store: Store) {
     let mut config = pay(json!({
         "scope": ["method"], "match": {}, "ongoing": { "wait": { "max": "1s" } },
         "limits": { "response_body": "1KiB" }, "unknown_ttl": "1s"
@@ -88,13 +88,13 @@ async fn what_becomes_of_duplicates_is_said(store: Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_becomes_of_duplicates_is_said_in_memory() {
-    what_becomes_of_duplicates_is_said(Store::Memory).await;
+async fn the_outcome_of_duplicates_is_reported_in_memory() {
+    the_outcome_of_duplicates_is_reported(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_becomes_of_duplicates_is_said_in_redis() {
-    what_becomes_of_duplicates_is_said(Store::Redis).await;
+async fn the_outcome_of_duplicates_is_reported_in_redis() {
+    the_outcome_of_duplicates_is_reported(Store::Redis).await;
 }
 
 /// A rule for a path, with the name of the path.
@@ -325,7 +325,7 @@ async fn a_store_that_is_down_does_not_write_a_line_for_each_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gauges_of_the_table_are_what_stands_in_it() {
+async fn the_gauges_of_the_table_match_its_content() {
     const REQUESTS: u64 = 400;
     let mut config = pay(json!({}));
     config["store"] = json!({ "memory": { "entries": 64, "budget": "1MiB" } });

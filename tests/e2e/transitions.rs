@@ -4,7 +4,7 @@ use serde_json::json;
 use testkit::World;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entity_7_goes_from_a_to_b_once_whoever_asks() {
+async fn entity_7_goes_from_a_to_b_once_for_all_callers() {
     let config = json!({ "rules": [
         { "name": "order-transition",
           "match": { "methods": ["POST"], "path": "/orders/{order}/transitions" },

@@ -75,7 +75,7 @@ async fn lapses(deployment: &Deployment, key: &str) {
     })
     .await;
     let seen = seen.into_inner();
-    assert!(seen.contains(&in_progress), "{key} was in doubt before its lease was over: {seen:?}");
+    assert!(seen.contains(&in_progress), "{key} was unknown before its lease was over: {seen:?}");
     assert_eq!(deployment.attempts(key), ["1"]);
     eventually("the next attempt takes over", async || {
         let found = retry().await;
@@ -147,12 +147,12 @@ async fn a_trap_frees_no_claim_of_its_worker_in_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trap_at_an_answer_leaves_its_claim_in_doubt_in_memory() {
+async fn a_trap_at_an_answer_leaves_its_outcome_unknown_in_memory() {
     a_trap_at_the_origins_answer(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trap_at_an_answer_leaves_its_claim_in_doubt_in_redis() {
+async fn a_trap_at_an_answer_leaves_its_outcome_unknown_in_redis() {
     a_trap_at_the_origins_answer(Store::Redis).await;
 }
 

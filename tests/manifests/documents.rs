@@ -141,7 +141,7 @@ fn a_field_that_istio_does_not_know_is_found() {
 }
 
 #[test]
-fn kustomizations_refer_to_what_exists_and_leave_nothing_out() {
+fn kustomizations_refer_to_existing_files_and_leave_none_out() {
     let fields = ["apiVersion", "kind", "namespace", "resources", "patches", "replacements"];
     let mut referred = BTreeSet::from([BY_HAND.to_owned()]);
     let kustomizations = files("envoy/istio", "/kustomization.yaml");
@@ -178,7 +178,7 @@ fn build(folder: &Path) -> Option<Vec<Value>> {
 }
 
 #[test]
-fn what_kustomize_builds_fits_the_schemas_and_is_in_a_namespace() {
+fn kustomize_output_fits_the_schemas_and_is_in_a_namespace() {
     for path in files("envoy/istio", "/kustomization.yaml") {
         let Some(built) = build(home(&path).parent().unwrap()) else { return };
         assert!(!built.is_empty());
@@ -193,7 +193,7 @@ fn what_kustomize_builds_fits_the_schemas_and_is_in_a_namespace() {
 
 /// A resource that kustomize builds is what these tests run: they do themselves what an overlay says.
 #[test]
-fn kustomize_builds_of_the_overlays_what_is_run_here() {
+fn kustomize_builds_the_overlays_that_run_here() {
     let Some(built) = build(&home("envoy/istio/overlays/managed-redis")) else { return };
     for ours in crate::istio::managed_redis() {
         let name = &ours["metadata"]["name"];

@@ -118,7 +118,7 @@ fn an_image_of_another_module_and_a_damaged_one_are_refused() {
 }
 
 #[test]
-fn the_bill_of_materials_names_what_is_in_the_module() {
+fn the_bill_of_materials_names_the_crates_in_the_module() {
     let output = Command::new(home("scripts/sbom")).arg(module()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let bill: Value = serde_json::from_slice(&output.stdout).unwrap();

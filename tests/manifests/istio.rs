@@ -257,7 +257,7 @@ async fn a_proxy_whose_bridge_has_not_been_served_comes_up_and_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_update_takes_effect_and_a_broken_one_leaves_what_was_there() {
+async fn an_update_takes_effect_and_a_broken_one_changes_nothing() {
     let redis = Redis::start().await;
     let Configured { bootstrap, served, mut extensions } = configure(Proxy::Gateway, &base(), None);
     let site = Site::start(bootstrap.endpoints("redis", &[redis.port()])).await;

@@ -152,7 +152,7 @@ fn is_a(value: &Value, kind: &str) -> bool {
 }
 
 #[test]
-fn what_an_api_server_refuses_is_found() {
+fn an_invalid_manifest_is_found() {
     let schema = serde_json::json!({
         "type": "object", "required": ["url"],
         "properties": {

@@ -101,7 +101,7 @@ fn redis_may_forget_the_scripts_at_any_time() {
 }
 
 #[test]
-fn what_cannot_be_read_is_an_error_and_stays_as_it_is() {
+fn an_unreadable_record_is_an_error_and_stays_as_it_is() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let mut record = vec![0; HEAD_LEN];
@@ -163,7 +163,7 @@ fn every_record_ends_by_itself() {
 }
 
 #[test]
-fn a_deadline_is_told_by_the_clock_of_who_asks() {
+fn a_deadline_is_reported_by_the_callers_clock() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let before = now();
@@ -181,7 +181,7 @@ fn a_deadline_is_told_by_the_clock_of_who_asks() {
 }
 
 #[test]
-fn an_eviction_policy_that_drops_claims_is_told_once() {
+fn an_eviction_policy_that_drops_claims_is_logged_once() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     store.raw(&[b"CONFIG", b"SET", b"maxmemory-policy", b"allkeys-lru"]);

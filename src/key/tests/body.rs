@@ -71,7 +71,7 @@ fn a_json_part_that_says_nothing_is_missing_and_false_and_zero_are_not() {
 }
 
 #[test]
-fn a_json_part_of_what_is_no_json_is_refused_with_the_reason() {
+fn a_json_part_of_a_body_that_is_not_json_is_refused_with_the_reason() {
     let why =
         |body: &[u8]| post().body("application/json", body).by(&parts(&[json("/a")])).unwrap_err();
     let invalid = |why| KeyError::BodyInvalid { why };
@@ -202,7 +202,7 @@ fn fields_that_are_excepted_do_not_count_and_all_others_do() {
 }
 
 #[test]
-fn fields_of_what_is_no_json_cannot_be_compared() {
+fn fields_of_a_body_that_is_not_json_cannot_be_compared() {
     for plan in
         [FingerprintPlan::Fields(vec![pointer("/a")]), FingerprintPlan::Except(vec![pointer("/a")])]
     {

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_nobody_missed_is_opened_again_at_once() {
+    fn an_idle_connection_is_reopened_at_once() {
         let mut reconnect = Reconnect::new(7);
         reconnect.opened(at(5));
         reconnect.closed(false, at(10));

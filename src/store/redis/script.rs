@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_taken_only_for_what_the_command_can_get() {
+    fn a_reply_is_accepted_only_if_the_command_can_get_it() {
         let time = Some(Timestamp::from_millis(5));
         let claimed = Reply::Claimed { attempt: 2 };
         assert_eq!(
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_told_by_our_clock() {
+    fn a_deadline_is_converted_to_our_clock() {
         let record = Record {
             token: Token([1; 16]),
             fingerprint: Fingerprint([2; 32]),

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn waiters_are_woken_by_what_is_new_and_askers_by_the_end_of_a_question_that_they_met() {
+    fn waiters_are_woken_by_changes_and_coalesced_requests_by_the_end_of_their_lookup() {
         let asking = |met| Asking { token: Token([9; 16]), until: Timestamp::from_micros(10), met };
         let knows = |known: Option<Known>, asking| Knowledge { known, asking };
         let claim = known(Kind::Own);

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_that_heads_alone_would_take_is_refused() {
+    fn a_budget_that_the_heads_would_use_up_is_refused() {
         let capacity = Capacity { entries: 1_000_000, budget_bytes: 1 << 20, largest_answer: 1 };
         let error = Layout::of(capacity).unwrap_err();
         let least = (2 * 1_000_000 * ENTRY_BYTES).div_ceil(1 << 20);

@@ -88,7 +88,7 @@ async fn a_thousand_detached_to_a_cluster_without_hosts_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_detached_to_a_port_where_nobody_listens_are_refused() {
+async fn a_thousand_detached_to_a_closed_port_are_refused() {
     // Envoy's own answer.
     nobody_is_there("/closed/pay", "503").await;
 }

@@ -45,7 +45,7 @@ async fn in_doubt(deployment: &Deployment, path: &str, gone: Raw, runs: usize) {
     let in_progress = retry(deployment, path).send().await;
     assert_eq!(in_progress.code(), "in-progress");
     drop(gone);
-    eventually("the key is in doubt", async || {
+    eventually("the outcome is unknown", async || {
         let retry = retry(deployment, path).send().await;
         assert_eq!(retry.status, 409);
         retry.code() == "outcome-unknown"
@@ -106,32 +106,32 @@ async fn while_its_body_is_held_here(store: Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_before_its_answer_puts_its_key_in_doubt_in_memory() {
+async fn a_client_that_leaves_before_its_answer_makes_the_outcome_unknown_in_memory() {
     before_the_answer(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_before_its_answer_puts_its_key_in_doubt_in_redis() {
+async fn a_client_that_leaves_before_its_answer_makes_the_outcome_unknown_in_redis() {
     before_the_answer(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_in_the_middle_of_its_answer_puts_its_key_in_doubt_in_memory() {
+async fn a_client_that_leaves_in_the_middle_of_its_answer_makes_the_outcome_unknown_in_memory() {
     in_the_middle_of_the_answer(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_in_the_middle_of_its_answer_puts_its_key_in_doubt_in_redis() {
+async fn a_client_that_leaves_in_the_middle_of_its_answer_makes_the_outcome_unknown_in_redis() {
     in_the_middle_of_the_answer(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_while_its_body_streams_puts_its_key_in_doubt_in_memory() {
+async fn a_client_that_leaves_while_its_body_streams_makes_the_outcome_unknown_in_memory() {
     while_its_body_streams_to_the_origin(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_while_its_body_streams_puts_its_key_in_doubt_in_redis() {
+async fn a_client_that_leaves_while_its_body_streams_makes_the_outcome_unknown_in_redis() {
     while_its_body_streams_to_the_origin(Store::Redis).await;
 }
 

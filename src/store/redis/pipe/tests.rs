@@ -287,7 +287,7 @@ fn nothing_is_opened_before_the_first_command_and_only_one_connection_for_many()
 }
 
 #[test]
-fn what_was_asked_meanwhile_is_written_when_the_connection_is_open_and_the_rest_at_once() {
+fn commands_wait_until_the_connection_is_open_and_later_ones_are_written_at_once() {
     let mut world = World::new();
     world.ask(1, 0);
     world.ask(2, 5);
@@ -369,7 +369,7 @@ fn replies_may_be_split_at_every_byte() {
 }
 
 #[test]
-fn a_script_that_redis_does_not_know_is_sent_as_text_behind_what_is_in_flight() {
+fn a_script_that_redis_does_not_know_is_sent_as_text_behind_the_commands_in_flight() {
     let mut world = World::greeted();
     (1..=3).for_each(|number| world.ask(number, 0));
     assert_eq!(world.said(), ["EVALSHA 1", "EVALSHA 2", "EVALSHA 3"]);
@@ -422,7 +422,7 @@ fn a_late_command_fails_and_its_reply_is_dropped_when_it_comes() {
 }
 
 #[test]
-fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token() {
+fn a_silent_pipe_is_given_up_and_commands_in_time_are_sent_again_with_their_token() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 200);
@@ -441,7 +441,7 @@ fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token()
 }
 
 #[test]
-fn a_pipe_that_fell_silent_is_given_up_though_nobody_waits_on_it_any_more() {
+fn a_silent_pipe_is_given_up_even_if_no_command_waits_any_more() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.reply(&claimed(1)[..3], 200);
@@ -476,7 +476,7 @@ fn half_a_reply_of_a_lost_connection_is_not_read_into_the_next() {
 }
 
 #[test]
-fn what_is_no_resp_closes_the_pipe_and_the_commands_go_to_the_next() {
+fn bytes_that_are_not_resp_close_the_pipe_and_the_commands_go_to_the_next() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 0);
@@ -490,7 +490,7 @@ fn what_is_no_resp_closes_the_pipe_and_the_commands_go_to_the_next() {
 }
 
 #[test]
-fn a_reply_to_a_question_that_nobody_asked_closes_the_pipe() {
+fn a_reply_that_no_command_waits_for_closes_the_pipe() {
     let mut world = World::greeted();
     world.reply(&claimed(1), 1);
     assert_eq!(world.warnings, ["Redis sent a reply that no command waits for"]);
@@ -513,7 +513,7 @@ fn a_reply_of_another_kind_fails_its_command_and_closes_the_pipe() {
 }
 
 #[test]
-fn when_redis_cannot_be_reached_twice_everybody_is_told_at_once_until_the_pause_is_over() {
+fn after_two_failed_connections_commands_fail_at_once_until_the_pause_is_over() {
     let mut world = World::new();
     world.ask(1, 0);
     world.closed(1);
@@ -542,7 +542,7 @@ fn when_redis_cannot_be_reached_twice_everybody_is_told_at_once_until_the_pause_
 }
 
 #[test]
-fn a_connection_that_ends_while_nobody_needs_it_is_no_failure() {
+fn a_connection_that_ends_while_no_command_needs_it_is_no_failure() {
     let mut world = World::greeted();
     for number in 1..5 {
         world.closed(number);
@@ -588,7 +588,7 @@ fn no_more_than_64_mebibytes_are_under_way() {
 }
 
 #[test]
-fn a_refused_login_is_told_once_until_it_is_taken_again() {
+fn a_refused_login_is_logged_once_until_it_succeeds_again() {
     let login = Login { username: None, password: Secret(b"secret".to_vec()) };
     let mut world = World::with_login(Some(login));
     let refused = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
@@ -649,7 +649,7 @@ fn an_error_that_is_the_commands_own_leaves_the_pipe_open() {
 }
 
 #[test]
-fn only_what_was_never_sent_is_known_not_to_be_done() {
+fn only_a_command_that_was_never_sent_is_known_not_to_be_done() {
     let mut world = World::new();
     world.ask(1, 0);
     world.tick(LATE);
@@ -913,7 +913,7 @@ fn a_reply_that_names_another_question_closes_the_pipe() {
 }
 
 #[test]
-fn claims_leave_room_for_what_ends_claims() {
+fn claims_leave_room_for_commands_that_end_claims() {
     let mut world = World::greeted();
     for number in 1..=MOST_CLAIMS as u64 {
         world.ask(number, 0);

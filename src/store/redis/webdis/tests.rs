@@ -102,7 +102,7 @@ fn redis_s_own_reply_is_the_reply() {
 }
 
 #[test]
-fn what_is_no_reply_of_redis_s_leaves_it_open_whether_it_was_done() {
+fn an_answer_that_is_not_a_reply_of_redis_leaves_it_open_whether_it_was_done() {
     for (status, body, why) in [
         (200, &b""[..], "Webdis sent an incomplete reply"),
         (200, b"$17\r\n\x01\x01\x01\x01C\0", "Webdis sent an incomplete reply"),
@@ -150,7 +150,7 @@ fn a_script_is_not_called_by_its_text_when_the_time_is_over() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_is_ignored() {
+fn an_answer_that_no_command_waits_for_is_ignored() {
     let mut webdis = webdis();
     assert_eq!(webdis.called(CommandId(1), 200, b"$1\r\nD\r\n", NOW), []);
     asked(&mut webdis, 1, claim(1));

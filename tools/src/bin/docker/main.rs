@@ -328,7 +328,7 @@ async fn tell_back(fleet: &Fleet, what: &str, envoys: &[usize]) {
 
 fn tell_verdict(verdict: &Verdict) {
     println!(
-        "  the load: {} requests of {} keys, {} executions, {} keys in doubt",
+        "  the load: {} requests of {} keys, {} executions, {} keys with unknown outcome",
         verdict.requests(),
         verdict.keys,
         verdict.executions,
