@@ -1,4 +1,4 @@
-//! What operators are given: the page about telemetry names all there is, and the alerts fire.
+//! Texts for operators: the page about telemetry is complete, and the alerts fire.
 
 #![allow(
     clippy::panic,

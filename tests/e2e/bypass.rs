@@ -74,7 +74,7 @@ async fn a_route_chooses_a_rule_or_switches_the_filter_off() {
     assert!(!off.send().await.is_replay());
     assert_eq!(world.executions(), 2);
 
-    // Neither host nor path of the chosen rule match; the route's word counts.
+    // Neither host nor path of the chosen rule match; the route decides.
     let chosen = world.post("/chosen/x").header("x-payment", "1").json("{}");
     assert_eq!(chosen.clone().send().await.status, 200);
     assert!(chosen.clone().send().await.is_replay());

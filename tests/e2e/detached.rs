@@ -1,4 +1,4 @@
-//! Executions that outlive their clients, and that an origin cannot tell from others.
+//! Executions that outlive their clients, and that look like others to an origin.
 
 use crate::pay;
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ async fn a_retry_after_the_client_has_left_gets_the_stored_answer() {
     eventually("the first runs", async || world.executions() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     drop(raw);
-    // The retry waits, and gets what the first would have got.
+    // The retry waits, and gets the answer for the first client.
     let retry = world.post("/pay").key("a").caller("alice").json("{}").send().await;
     assert!(retry.is_replay(), "{}", retry.text());
     assert_eq!((retry.status, retry.json()["execution"].as_u64()), (200, Some(1)));
@@ -103,13 +103,13 @@ async fn a_client_that_stays_gets_the_answer_and_its_duplicates_wait_for_it() {
     }
 }
 
-/// Without what must differ from one run to the next, or that the README names.
+/// Without headers that must differ between two runs, or that the README names.
 fn comparable(headers: &[(String, String)], named: &[&str]) -> Vec<(String, String)> {
     let passes = |name: &str| !named.contains(&name);
     headers.iter().filter(|(name, _)| passes(name)).cloned().collect()
 }
 
-/// What the README says an origin sees besides, or otherwise, without `via`; with it, nothing.
+/// The differences for an origin that the README names without `via`; with it, there are none.
 const ORIGIN_SEES: [&str; 2] = ["x-envoy-expected-rq-timeout-ms", "x-envoy-internal"];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +154,7 @@ async fn neither_origin_nor_client_sees_that_a_request_is_detached() {
             assert_eq!(one.0, other.0, "{way} {number}");
             assert_eq!(one.2, other.2, "{way} {number}");
             let lines = |headers: &[(String, String)]| {
-                // How a body's length is told is between each client and Envoy.
+                // How a body's length is sent is between each client and Envoy.
                 let framing = ["content-length", "transfer-encoding"];
                 let mut lines = comparable(headers, &framing);
                 lines.sort();
@@ -215,7 +215,7 @@ async fn no_client_may_pretend_to_come_through_the_listener() {
     assert_eq!(world.executions(), 0);
 }
 
-/// An execution whose outcome is not known: in doubt, and then the next attempt.
+/// An execution whose outcome is unknown, and then the next attempt.
 async fn in_doubt(world: &World, path: &str, header: (&str, &str), status: u16) {
     let executions = world.executions();
     let request = world.post(path).key(path).caller("alice").json("{}");

@@ -90,9 +90,9 @@ async fn fifty_waiters_on_the_other_envoy_are_answered_at_once() {
         })
         .collect();
     waiters(&fleet, 50).await;
-    // Long enough for looking again by oneself to take a second.
+    // Long enough for the pause between two polls to be a second.
     tokio::time::sleep(Duration::from_secs(4).saturating_sub(begun.elapsed())).await;
-    // One look a pause, key and Envoy, not one a waiter.
+    // One poll per pause, key and Envoy, not one per waiter.
     let looks = fleet.redis.script_calls().await;
     assert!(looks < 100, "{looks}");
     fleet.origin.release("it");
@@ -259,7 +259,7 @@ async fn four_hundred_requests_share_two_connections_a_worker() {
     assert_eq!(fleet.executions(), 100);
     let connections = fleet.redis.clients(None).await;
     assert!(connections <= 8, "{connections} connections of four workers");
-    // Nobody waits any more: the connections that wait for words are closed.
+    // No request waits any more: the connections for messages are closed.
     eventually("only those for commands are left", async || fleet.redis.clients(None).await <= 4)
         .await;
 }

@@ -14,7 +14,7 @@ async fn a_quoted_key_is_the_bare_key() {
     assert_eq!((bare.status, bare.is_replay()), (200, false));
     assert!(quoted.is_replay());
     assert!(with_parameter.is_replay());
-    // What bare text cannot say, a string can.
+    // A string can have characters that bare text cannot.
     let odd = request.clone().key("\"a b\\\"c\"").send().await;
     assert_eq!((odd.status, odd.is_replay()), (200, false));
     assert!(request.key("\"a b\\\"c\"").send().await.is_replay());
@@ -159,7 +159,7 @@ async fn a_caller_that_an_earlier_filter_authenticated_is_part_of_the_key() {
     let mut config = pay(json!({}));
     config["rules"][0]["caller"] = json!({ "metadata": ["test.auth", "subject"] });
     let bootstrap = Bootstrap::demo().config(&config).with(|bootstrap| {
-        // What jwt_authn would leave, from a header.
+        // The metadata that jwt_authn would set, from a header.
         let to_metadata = json!({
             "name": "to_metadata",
             "typed_config": {

@@ -1,4 +1,4 @@
-//! What becomes of the first answer: kept, released, unknown, or a tombstone.
+//! The outcome of the first answer: kept, released, unknown, or a tombstone.
 
 mod aborts;
 mod client_disconnects;

@@ -1,4 +1,4 @@
-//! What operators see: counters, the access log, the status header; and shadow mode.
+//! Telemetry for operators: counters, the access log, the status header; and shadow mode.
 
 use crate::pay;
 use envoy_idempotency::telemetry::{LINES, Outcome, WINDOW};
@@ -35,7 +35,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
     assert!(!world.envoy.log().contains("hush-key"));
 }
 
-/// What the status header says, which must be what the access log says and the counter counts.
+/// The status header, which must agree with the access log and the counter.
 async fn said(deployment: &Deployment, request: Request) -> String {
     let answer = request.key("a").caller("alice").json("{}").send().await;
     let said = answer.header("idempotency-status").unwrap().to_owned();
@@ -162,7 +162,7 @@ pub(crate) async fn happen(fleet: &Fleet, round: &str) {
         post(fleet, "pay", &key("large")).header("x-origin-bytes", "5000").send().await;
         let died = post(fleet, "pay", &key("died")).header("x-origin-die", "before").send().await;
         assert!([502, 503, 409].contains(&died.status), "{}", died.status);
-        // In doubt, and run again: the second takes over.
+        // Unknown, and run again: the second takes over.
         post(fleet, "again", &key("died")).header("x-origin-die", "before").send().await;
     }
     for rule in ["pay", "wait"] {
@@ -191,7 +191,7 @@ pub(crate) struct Sample {
     pub(crate) value: f64,
 }
 
-/// What Prometheus would get of ours.
+/// Our metrics, as Prometheus would get them.
 pub(crate) async fn exported(envoy: &Envoy) -> Vec<Sample> {
     let text = client::get(envoy.admin, "/stats/prometheus").await.unwrap();
     let ours = text.lines().filter(|line| line.starts_with("idempotency_"));

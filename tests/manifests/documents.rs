@@ -11,7 +11,7 @@ use testkit::process::Scratch;
 /// Nothing refers to it: `kubectl patch` takes it.
 const BY_HAND: &str = "envoy/istio/overlays/managed-redis/proxy-env.yaml";
 
-/// What stands for the image's digest in the tree.
+/// The placeholder of the image's digest in the tree.
 const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The documents of a file of this project.
@@ -49,7 +49,7 @@ fn files(folder: &str, ending: &str) -> Vec<String> {
     found
 }
 
-/// What an API server would have against it, asked to be strict.
+/// The errors of an API server in strict mode.
 fn violations(resource: &Value) -> Vec<String> {
     let named = |field: &str| resource[field].as_str().unwrap_or_else(|| panic!("no {field}"));
     let (version, kind) = (named("apiVersion"), named("kind"));
@@ -191,7 +191,7 @@ fn kustomize_output_fits_the_schemas_and_is_in_a_namespace() {
     }
 }
 
-/// A resource that kustomize builds is what these tests run: they do themselves what an overlay says.
+/// These tests run the resources that kustomize builds: they apply an overlay themselves.
 #[test]
 fn kustomize_builds_the_overlays_that_run_here() {
     let Some(built) = build(&home("envoy/istio/overlays/managed-redis")) else { return };

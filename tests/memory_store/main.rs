@@ -1,4 +1,4 @@
-//! The table in shared data: the contract of every store, and what is its own.
+//! The table in shared data: the contract of every store, and its own tests.
 
 #![allow(
     clippy::indexing_slicing,
@@ -81,10 +81,10 @@ fn complete(number: u64, owner: u64, body: Vec<u8>) -> Command {
     Command::Complete { key: key(number), token: token(owner), status: 200, kept, ttl: TTL }
 }
 
-/// Somebody else, and what they do.
+/// Another worker, and its action.
 type Meddler = Box<dyn FnOnce()>;
 
-/// Shared data that lets somebody else act at one of its calls, and counts its bytes.
+/// Shared data that lets another worker act at one of its calls, and counts its bytes.
 #[derive(Clone, Default)]
 struct Meddled {
     map: Rc<Map>,
@@ -171,7 +171,7 @@ fn a_watcher_is_seen_or_sees_the_end_wherever_it_comes() {
         other => panic!("{other:?}"),
     };
     interleaved(&prepare, &end, &watch, |_, _, wake, watched, _| check(&watched, wake));
-    // The other way round the waiter ends up with what it saw last.
+    // The other way round the waiter keeps the record that it saw last.
     interleaved(&prepare, &watch, &end, |_, watched, _, _, wake| check(&watched, wake));
 }
 
@@ -384,7 +384,7 @@ fn a_second_opening_finds_the_records_of_the_first() {
     assert_eq!(reply, Reply::Claimed { attempt: 1 });
 }
 
-/// What stands in shared data, counted from the outside: records and bytes, buckets and answers.
+/// The content of shared data, counted from the outside: records and bytes, buckets and answers.
 fn stands(map: &Map, entry_bytes: usize) -> (i64, i64) {
     let (mut entries, mut bytes) = (0, 0);
     for (name, value) in map.values() {
@@ -402,7 +402,7 @@ fn stands(map: &Map, entry_bytes: usize) -> (i64, i64) {
     (i64::try_from(entries).unwrap(), bytes)
 }
 
-/// Counts what workers tell of their changes, and checks it against the table.
+/// Adds up the changes that workers report, and checks them against the table.
 struct Ledger {
     shared: Meddled,
     entry_bytes: usize,
@@ -449,7 +449,7 @@ fn the_changes_that_workers_report_add_up_to_the_table() {
             _ => complete(number, number, vec![1; 100 * (number % 30) as usize]),
         };
         other(number + 1).execute(&end, now).unwrap();
-        // A release that comes twice, and a takeover of a claim in doubt.
+        // A release that comes twice, and a takeover of a claim with an unknown outcome.
         other(number).execute(&end, now).unwrap();
         other(number).execute(&claim(number, 1_000 + number, true), now.after(LEASE * 2)).unwrap();
         ledger.check(&workers);

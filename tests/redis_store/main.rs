@@ -1,4 +1,4 @@
-//! The records in a real Redis: the contract of every store, and what is Redis's own.
+//! The records in a real Redis: the contract of every store, and Redis's own tests.
 
 #![allow(
     clippy::disallowed_methods,
@@ -94,7 +94,7 @@ fn redis_may_forget_the_scripts_at_any_time() {
         store.raw(&[b"SCRIPT", b"FLUSH"]);
         let reply = store.pipelined(vec![claim(number, 1), complete(number, 1, vec![])]);
         // Known by its digest or sent as text: the order of the two may change, so the end of a claim
-        // may meet no claim yet. It is then told so, and never lost.
+        // may find no claim yet. The reply says so, and the record is never lost.
         assert_eq!(reply[0], Ok(Reply::Claimed { attempt: 1 }));
         assert!([Ok(Reply::Done), Ok(Reply::NotOwner)].contains(&reply[1]), "{reply:?}");
     }
@@ -120,7 +120,7 @@ fn an_unreadable_record_is_an_error_and_stays_as_it_is() {
         ([vec![1, b'o'], vec![0x7f; HEAD_LEN]].concat(), "the record has trailing bytes"),
     ] {
         store.raw(&[b"SET", name(7).as_bytes(), &garbage]);
-        // An empty value is no value for GETRANGE: there is nothing to end.
+        // For GETRANGE an empty value is an absent one: there is nothing to end.
         let reply = store.pipelined(vec![claim(7, 1)]).remove(0);
         assert_eq!(reply, Err(StoreError::Unreadable(wanted)), "{garbage:?}");
         store.pipelined(vec![complete(7, 1, vec![])]);

@@ -1,4 +1,4 @@
-//! What a crowd stands on goes away: the configuration, the origin, the hosts of its cluster.
+//! A crowd loses its base: the configuration, the origin, the hosts of its cluster.
 
 use super::Scene;
 use crate::pay;
@@ -75,7 +75,7 @@ async fn the_origin_dies(store: Store, number: usize, keys: usize) {
     crowd.add(others);
     scene.wait(0, number - keys).await;
     scene.deployment.origin.die().await;
-    // Who ran has Envoy's own answer, and who waited is told that nobody knows what became of it.
+    // The request that ran gets Envoy's own answer, and those that waited get `outcome-unknown`.
     crowd.ends_in(&[("503", keys), ("409 outcome-unknown", number - keys)]).await;
     assert_eq!(scene.executions(), keys);
     let port = scene.deployment.origin.address.port();
@@ -161,8 +161,8 @@ impl Hosts {
     }
 }
 
-/// So many wait when the hosts of their cluster go; the first is released, and whoever takes over finds
-/// nobody and is released in turn.
+/// So many wait when the hosts of their cluster go; the first is released, and each that takes over finds
+/// no host and is released in turn.
 async fn each_takes_over_and_finds_no_host(store: Store, number: usize) {
     let hosts = Hosts(Scratch::new());
     hosts.are(&[]);

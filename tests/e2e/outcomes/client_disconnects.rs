@@ -40,7 +40,7 @@ fn retry(deployment: &Deployment, path: &str) -> Request {
     deployment.elsewhere(path).key("a").caller("alice").json("{}")
 }
 
-/// In doubt after that client has left, for a while, and then taken over.
+/// Unknown after that client has left, for a while, and then taken over.
 async fn in_doubt(deployment: &Deployment, path: &str, gone: Raw, runs: usize) {
     let in_progress = retry(deployment, path).send().await;
     assert_eq!(in_progress.code(), "in-progress");
@@ -58,7 +58,7 @@ async fn in_doubt(deployment: &Deployment, path: &str, gone: Raw, runs: usize) {
         retry.status == 200
     })
     .await;
-    // What a client says about attempts does not count.
+    // A client's own attempt header does not count.
     let mut attempts = vec!["1"; runs];
     attempts.push("2");
     assert_eq!(deployment.attempts("a"), attempts);

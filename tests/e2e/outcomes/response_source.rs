@@ -171,9 +171,9 @@ const UNKNOWN: [Row; 20] = [
     ),
     // Got by the origin, and then refused: the last try's attributes say that nothing was sent …
     row("last-breath", "/last-breath/", &[], 0, (503, REFUSED, "URX,UF", true, 2)),
-    // … and look just the same where that is so.
+    // … and look just the same in that case.
     row("retried-refused", "/retried-nobody/", &[], 0, (503, REFUSED, "URX,UF", true, 2)),
-    // The flag of a circuit breaker, which forbade the retry of what was sent.
+    // The flag of a circuit breaker, which refused the retry of a sent request.
     row(
         "no-retries",
         "/no-retries/",
@@ -232,7 +232,7 @@ fn complete(request: Request, row: &Row) -> Request {
     request.key(row.name).caller("alice").json(BODY)
 }
 
-/// Sends the row's request, and looks at what its client gets.
+/// Sends the row's request, and checks its client's answer.
 async fn try_row(request: Request, row: &Row) {
     let mut request = complete(request, row);
     for (name, value) in row.headers {
@@ -251,7 +251,7 @@ async fn try_row(request: Request, row: &Row) {
     }
 }
 
-/// What this Envoy logged about the first request of a row, in the row's own words.
+/// This Envoy's log about the first request of a row, in the row's own words.
 async fn logged(deployment: &Deployment, envoy: usize, row: &Row) {
     let start = format!("row {} ", row.name);
     let line = || {

@@ -99,7 +99,7 @@ fn the_login_comes_first() {
 
 #[test]
 fn a_confirmed_subscription_counts_as_a_message() {
-    // The claim may have ended before anybody listened, so whoever waits has to look again.
+    // The claim may have ended before the subscription, so waiters have to check again.
     let mut channels = listening();
     channels.watch(OTHER, at(1));
     assert_eq!(channels.received(&word("subscribe", OTHER), at(1)), [Event::Ended(OTHER)]);
