@@ -20,7 +20,7 @@ fn refusal(config: &str) -> String {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_with_its_place_what_was_found_and_what_is_wanted() {
+fn an_invalid_configuration_is_refused_with_place_found_and_wanted() {
     for case in config_cases::all() {
         let said = refusal(&case.config);
         assert!(case.is_refused_by(&said), "{}\n  is refused by {said}", case.config);
@@ -105,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn bytes_of_anybody_are_refused_and_never_panic(
+    fn any_bytes_are_refused_and_never_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         prop_assert!(Config::load(&bytes, &secret).is_err());

@@ -56,7 +56,7 @@ fn the_committed_schema_is_the_parsers_own() {
 }
 
 #[test]
-fn what_is_refused_by_the_parser_is_refused_by_the_schema_as_far_as_a_schema_can() {
+fn the_schema_refuses_what_the_parser_refuses_as_far_as_a_schema_can() {
     let schema = schema();
     let mut refused = 0;
     let mut used = [false; BEYOND_A_SCHEMA.len()];

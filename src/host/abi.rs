@@ -332,13 +332,13 @@ pub(super) fn grpc_send(token: u32, message: &[u8]) -> Result<(), Failure> {
     checked(unsafe { proxy_grpc_send(token, message.as_ptr(), message.len(), 0) })
 }
 
-/// Ends a gRPC stream of the effective context at once, without a word.
+/// Ends a gRPC stream of the effective context at once, without a message.
 pub(super) fn grpc_cancel(token: u32) -> Result<(), Failure> {
     // SAFETY: takes a number.
     checked(unsafe { proxy_grpc_cancel(token) })
 }
 
-/// The effective context, whose end was put off, has nothing left to do.
+/// The effective context, whose end was delayed, has finished its work.
 pub(super) fn done() -> Result<(), Failure> {
     // SAFETY: takes nothing.
     checked(unsafe { proxy_done() })
@@ -414,7 +414,7 @@ fn write_pairs(pairs: &Headers) -> Vec<u8> {
     bytes
 }
 
-/// Sets a header, whatever it was.
+/// Sets a header, and replaces any other value.
 pub(super) fn set_header(direction: Direction, name: &str, value: &str) -> Result<(), Failure> {
     // SAFETY: the host reads two strings that outlive the call.
     checked(unsafe {
@@ -470,7 +470,7 @@ pub(super) fn set_shared_data(key: &str, value: &[u8], cas: u32) -> Result<(), F
     })
 }
 
-/// A queue by its name, made if it is new; this root context is told of what comes.
+/// A queue by its name, created if it is new; this root context receives its messages.
 pub(super) fn register_queue(name: &str) -> Result<u32, Failure> {
     let mut id = 0;
     // SAFETY: the host reads a string that outlives the call and writes to a place of ours.
@@ -490,8 +490,8 @@ pub(super) fn dequeue(queue: u32) -> Option<Vec<u8>> {
     received(|data, size| unsafe { proxy_dequeue_shared_queue(queue, data, size) }).ok().flatten()
 }
 
-/// Lets the held direction of the effective context go on. Exactly once: a second time redelivers
-/// the body.
+/// Lets the held direction of the effective context go on. Call it exactly once: a second call redelivers the
+/// body.
 pub(super) fn resume(direction: Direction) -> Result<(), Failure> {
     // SAFETY: takes a number.
     checked(unsafe { proxy_continue_stream(direction.stream()) })

@@ -1,8 +1,8 @@
-//! The bridge: an upstream filter of the Redis cluster that takes gRPC's heads off and puts them on.
+//! The bridge: an upstream filter of the Redis cluster that removes and adds gRPC's message headers.
 //!
-//! A plugin can keep no connection open but a gRPC stream. With the upstream pool
-//! `envoy.upstreams.http.tcp`, the body of that stream is the TCP connection to Redis; this filter makes
-//! its messages bare bytes on the way out, and bare bytes messages on the way back.
+//! A plugin can keep only a gRPC stream open. With the upstream pool `envoy.upstreams.http.tcp`, the body of
+//! that stream is the TCP connection to Redis. This filter turns its messages into plain bytes on the way
+//! out, and plain bytes into messages on the way back.
 
 use super::abi::{self, Direction, Failure};
 use super::logging;
@@ -39,10 +39,10 @@ impl Bridge {
     }
 }
 
-/// A stream that is not what Redis or the filter take it for breaks, and is opened again.
+/// A stream with unexpected bytes is broken, and is opened again.
 fn told(result: Result<(), Failure>) {
     if let Err(failure) = result {
-        let said = format_args!("Envoy would not let the bridge change a stream: {failure:?}");
+        let said = format_args!("Envoy refused to let the bridge change a stream: {failure:?}");
         logging::log_incident(Incident::Host, &said);
     }
 }

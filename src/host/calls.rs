@@ -12,7 +12,7 @@ use std::time::Duration;
 /// What a call is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
-    /// A command to Redis, by way of Webdis.
+    /// A command to Redis, through Webdis.
     Store(CommandId),
     /// A stream's detached execution.
     Stream(StreamRequest),
@@ -41,8 +41,8 @@ impl Calls {
         self.wanted.push_back(wanted);
     }
 
-    /// Makes calls, as many as the budget allows: one that fails at once comes back nested, as an answer
-    /// does. Those that Envoy will not make are given back.
+    /// Starts calls, as many as the budget allows: one that fails at once calls back nested, like an answer.
+    /// Returns those that Envoy refuses.
     pub(super) fn as_root(&mut self, budget: &mut Budget) -> Vec<Purpose> {
         let mut refused = Vec::new();
         while !budget.is_spent()
@@ -56,7 +56,7 @@ impl Calls {
                 }
                 Err(why) => {
                     let said =
-                        format_args!("Envoy would not call the cluster {cluster:?}: {why:?}");
+                        format_args!("Envoy refused to call the cluster {cluster:?}: {why:?}");
                     logging::log_incident(Incident::Host, &said);
                     refused.push(purpose);
                 }
@@ -65,17 +65,17 @@ impl Calls {
         refused
     }
 
-    /// Calls are still to be made.
+    /// Calls are waiting to be started.
     pub(super) fn are_wanted(&self) -> bool {
         !self.wanted.is_empty()
     }
 
-    /// The call is over: whose it was.
+    /// The call is over; returns its purpose.
     pub(super) fn over(&mut self, token: u32) -> Option<Purpose> {
         self.under_way.remove(&token)
     }
 
-    /// Nobody waits for a call.
+    /// No call is waiting or in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.wanted.is_empty() && self.under_way.is_empty()
     }

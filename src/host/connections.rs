@@ -11,13 +11,13 @@ pub(super) struct Connections {
     root: u32,
     cluster: String,
     open: Vec<(Connection, u32)>,
-    /// Written in one piece, when the callback that they come from is over.
+    /// Written in one piece, at the end of the callback that they come from.
     outgoing: Vec<(Connection, Vec<u8>)>,
     /// Only a callback of the root's own opens them: messages come to the context that opened the stream.
     to_open: Vec<Connection>,
 }
 
-/// What became of what only the root may do.
+/// The result of work in the root's callback.
 #[derive(Debug)]
 pub(super) enum Did {
     Opened(Connection),
@@ -48,7 +48,7 @@ impl Connections {
         self.to_open.push(connection);
     }
 
-    /// Does what only the root may. To be called in a callback of its own.
+    /// Does the work that is allowed only in the root's own callback. Call it there.
     pub(super) fn as_root(&mut self) -> Vec<Did> {
         let mut did = Vec::new();
         for connection in std::mem::take(&mut self.to_open) {
@@ -56,7 +56,7 @@ impl Connections {
                 Connection::Commands => "Commands",
                 Connection::Channels => "Channels",
             };
-            // The bridge takes off all that is gRPC; the names are for who looks at Envoy's own logs.
+            // The bridge removes everything of gRPC; the names are only for readers of Envoy's own logs.
             let opened = abi::grpc_stream(&self.cluster, "redis", method);
             did.push(match opened {
                 Ok(token) => {
@@ -68,7 +68,7 @@ impl Connections {
                     logging::log_incident(
                         Incident::Host,
                         &format_args!(
-                            "Envoy would not open a stream to the cluster {cluster:?}: {status:?}"
+                            "Envoy refused to open a stream to the cluster {cluster:?}: {status:?}"
                         ),
                     );
                     Did::Failed(connection)
@@ -85,14 +85,14 @@ impl Connections {
         }
     }
 
-    /// Sends what was written. Afterwards, the root is the effective context.
+    /// Sends the written bytes. Afterwards, the root is the effective context.
     pub(super) fn flush(&mut self) {
         for (connection, bytes) in std::mem::take(&mut self.outgoing) {
             if let Some(token) = self.token(connection) {
-                // Of a stream that is gone word comes by its own callback.
+                // If the stream is gone, its own callback reports that.
                 let sent = self.effective().and_then(|()| abi::grpc_send(token, &bytes));
                 if let Err(failure) = sent {
-                    let said = format_args!("Envoy would not send to Redis: {failure:?}");
+                    let said = format_args!("Envoy refused to send to Redis: {failure:?}");
                     logging::log_incident(Incident::Host, &said);
                 }
             }
@@ -105,17 +105,17 @@ impl Connections {
         self.to_open.retain(|other| *other != connection);
         let Some(token) = self.token(connection) else { return false };
         self.forget(token);
-        // A stream that is gone already is closed enough.
+        // A stream that is gone is closed already.
         let _ = self.effective().and_then(|()| abi::grpc_cancel(token));
         true
     }
 
-    /// Which connection this stream is; none if it was given up.
+    /// The connection of this stream; none if it was given up.
     pub(super) fn connection(&self, token: u32) -> Option<Connection> {
         self.open.iter().find(|(_, other)| *other == token).map(|(connection, _)| *connection)
     }
 
-    /// The stream is gone: which connection it was.
+    /// The stream is gone; returns its connection.
     pub(super) fn forget(&mut self, token: u32) -> Option<Connection> {
         let connection = self.connection(token)?;
         self.open.retain(|(_, other)| *other != token);

@@ -53,7 +53,7 @@ enum Role {
     None,
     /// The filter.
     Filter(Rc<RefCell<Worker>>),
-    /// The bridge, which keeps nothing beyond a stream.
+    /// The bridge, which keeps no state beyond a stream.
     Bridge,
 }
 
@@ -107,7 +107,7 @@ fn stores(config: &Config, plugin: &str, tokens: &mut Tokens) -> Result<Stores, 
     match &config.store {
         StoreConfig::Memory(table) => Ok(Front::memory(open("store.memory", plugin, table)?)),
         StoreConfig::Redis(Redis { cluster, settings, transport, local, local_ttl }) => {
-            // What is known of one Redis says nothing about another.
+            // Settings of one Redis do not apply to another.
             let name = format!("{plugin}/{cluster}/{}", settings.prefix);
             let table = open("store.redis.local", &name, local)?;
             let tiers = Tiers::new(table, *local_ttl, settings.timeout);

@@ -1,4 +1,4 @@
-//! What one worker thread keeps: its streams, and how an exchange's orders become host calls.
+//! The state of one worker thread: its streams, and how an exchange's orders become host calls.
 
 mod callouts;
 
@@ -29,16 +29,17 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Tick while something waits for its time: a requeued request, a waiter at its end, a body that may
-/// be blocked. It is the granularity of `requeue.delay`, and short against the 100 ms a person notices.
+/// Tick while something waits for a short time: a requeued request, a waiting request near its end, a body
+/// that may be blocked. It is the granularity of `requeue.delay`, and short compared with the 100 ms that a
+/// person notices.
 const SHORT_TICK: Duration = Duration::from_millis(20);
 
-/// Tick while facts wait for another callback. Envoy takes in new requests before each tick, so those do not
+/// Tick while facts wait for another callback. Envoy accepts new requests before each tick, so they do not
 /// wait behind a crowd; a message to the worker's own queue would come before them.
 const NEXT_TICK: Duration = Duration::from_millis(1);
 
-/// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is
-/// due three times in it.
+/// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is due three
+/// times in it.
 const LONG_TICK: Duration = Duration::from_millis(100);
 
 /// Where records are kept.
@@ -54,20 +55,20 @@ pub(super) struct Worker {
     metrics: Metrics,
     queues: Queues,
     streams: HashMap<u32, Stream>,
-    /// Answers of origins to this worker's own requests that were not dealt with yet.
+    /// Origins' answers to this worker's own requests that are not handled yet.
     fetched: VecDeque<(StreamRequest, Fetched)>,
     waiters: Waiters,
     timers: Timers,
-    /// What this callback may still do for streams that are not its own.
+    /// The budget of this callback for streams other than its own.
     budget: Budget,
     calls: Calls,
-    /// What this process knows its own requests by.
+    /// The number by which this process recognises its own requests.
     nonce: Rc<str>,
     /// Streams whose body may be kept back, with the bytes that Envoy had received at the headers.
     probes: VecDeque<(u32, Vec<u8>)>,
     bodies: Bodies,
     tick: Duration,
-    /// Envoy has said that this is the end.
+    /// Envoy has announced the end of this configuration.
     ending: bool,
 }
 
@@ -80,12 +81,12 @@ enum Bodies {
     Blocked,
 }
 
-/// A request on its way.
+/// A request under way.
 #[derive(Debug)]
 struct Stream {
-    /// `None` only while it is being fed.
+    /// `None` only while it handles an input.
     exchange: Option<Exchange>,
-    /// The direction that waits for our word.
+    /// The direction that is held.
     held: Option<Direction>,
     /// Bytes of the request's held body that were read before.
     consumed: usize,
@@ -93,7 +94,7 @@ struct Stream {
     alive: bool,
 }
 
-/// What the store has said to a question of the stream that is being fed.
+/// The store's replies to the stream that handles an input now.
 type Answered = (Question, Result<Reply, StoreError>);
 
 /// Envoy's attributes of the effective context.
@@ -136,10 +137,10 @@ impl Worker {
         }
     }
 
-    /// It is the end: whether everything is settled.
+    /// The configuration ends: returns whether all work is finished.
     pub(super) fn end(&mut self) -> bool {
         self.ending = true;
-        // From now on nothing but the tick comes.
+        // From now on only ticks come.
         self.set_tick(SHORT_TICK);
         logging::end();
         let settled = self.streams.is_empty();
@@ -149,7 +150,7 @@ impl Worker {
         settled
     }
 
-    /// Says so when it has been the end for a while and everything is settled now.
+    /// Reports the end to Envoy if the configuration is ending and all work is finished.
     pub(super) fn end_if_settled(&mut self, root: u32) {
         if self.ending && self.streams.is_empty() && abi::set_effective_context(root).is_ok() {
             self.leave();
@@ -158,7 +159,7 @@ impl Worker {
         }
     }
 
-    /// Takes back what others know of this worker. Its connections end with it, without a callback.
+    /// Removes what other workers know of this one. Its connections end with it, without a callback.
     fn leave(&mut self) {
         self.ending = false;
         self.queues.leave();
@@ -191,9 +192,9 @@ impl Worker {
 
     pub(super) fn response_headers(&mut self, id: u32, end_of_stream: bool) -> Flow {
         let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
-        // Whoever answered, it was not the origin: the request that is held here goes nowhere any more.
+        // This answer is not the origin's: the request that is held here goes no further.
         stream.held = None;
-        // Unreadable: `:status` is absent then, and what became of the request is unknown.
+        // Unreadable: `:status` is absent then, and the outcome is unknown.
         let headers = abi::headers(Direction::Response).unwrap_or_default();
         let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
@@ -255,7 +256,7 @@ impl Worker {
             stream.held = None;
             stream.alive = false;
             self.feed(id, Input::StreamEnded);
-            // What is owed to the store may keep it; nothing else does.
+            // Only outstanding store commands keep it alive.
             self.forget_if_over(id);
         }
     }
@@ -270,8 +271,8 @@ impl Worker {
         self.work_off();
     }
 
-    /// Sends what the callback that ends now has written, counts what it has changed, and sees to it that
-    /// what it has left is dealt with. Its context is not the effective one then.
+    /// Sends the bytes and counts the changes of the callback that ends now, and schedules the handling of
+    /// the rest. Afterwards its context is not the effective one.
     pub(super) fn flush(&mut self) {
         self.carry_out_orders(now());
         self.metrics.table(self.stores.take_tally());
@@ -311,7 +312,7 @@ impl Worker {
         self.set_tick(tick);
     }
 
-    /// An input of a callback of the stream's own: the flow is what the callback returns.
+    /// An input from the stream's own callback: the flow is the callback's return value.
     fn called(&mut self, id: u32, direction: Direction, input: Input<'_>) -> Flow {
         let flow = self.feed(id, input);
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -325,13 +326,13 @@ impl Worker {
         flow
     }
 
-    /// An input from elsewhere: the direction that is held goes on, or does not.
+    /// An input from elsewhere: the held direction goes on, or stays held.
     fn come_back(&mut self, id: u32, input: Input<'_>) {
         let Some(stream) = self.streams.get(&id) else { return };
         if stream.alive && abi::set_effective_context(id).is_err() {
             logging::log_incident(
                 Incident::Host,
-                &format_args!("stream {id} is gone and has not said so"),
+                &format_args!("stream {id} ended without a callback"),
             );
             return self.ended(id);
         }
@@ -345,7 +346,7 @@ impl Worker {
         self.forget_if_over(id);
     }
 
-    /// Feeds the input and every reply that follows from it.
+    /// Handles the input and every reply that follows from it.
     fn feed(&mut self, id: u32, input: Input<'_>) -> Flow {
         let now = now();
         let Some(mut exchange) =
@@ -378,7 +379,7 @@ impl Worker {
         }
     }
 
-    /// Carries out orders, and says what is answered already.
+    /// Carries out orders, and returns the replies that are known at once.
     fn carry_out(&mut self, id: u32, orders: Vec<Order>, now: Timestamp) -> Vec<Answered> {
         let mut answered = Vec::new();
         for order in orders {
@@ -475,7 +476,7 @@ impl Worker {
         }
     }
 
-    /// Sees to it that the tick comes in time for an alarm.
+    /// Makes sure that the tick comes in time for a timer.
     fn hurry(&mut self, alarm: Option<Timestamp>, now: Timestamp) {
         if let Some(alarm) = alarm {
             self.hurry_to(if is_soon(alarm, now) { SHORT_TICK } else { LONG_TICK });
@@ -513,7 +514,7 @@ impl Worker {
     }
 }
 
-/// How many streams one callback deals with.
+/// How many streams one callback handles.
 fn batch() -> u32 {
     #[cfg(feature = "deliberate-trap")]
     if let Some(batch) = super::trap::batch() {
@@ -522,17 +523,17 @@ fn batch() -> u32 {
     BATCH
 }
 
-/// The number that this process knows its own requests by: of all workers, the first to come has chosen it.
+/// The number by which this process recognises its own requests: the first worker chooses it.
 fn nonce(prefix: &str, token: Token) -> Rc<str> {
     let name = format!("{prefix}/nonce");
     let chosen: String = token.0.iter().map(|byte| format!("{byte:02x}")).collect();
-    // An insertion: whoever is later reads what the first has written.
+    // An insertion: a later worker reads the number of the first.
     let _ = abi::set_shared_data(&name, chosen.as_bytes(), INSERT);
     let (first, _) = abi::shared_data(&name);
     first.and_then(|first| String::from_utf8(first).ok()).unwrap_or(chosen).into()
 }
 
-/// The long tick would be late for it, or next to it.
+/// The long tick would be late for it, or almost.
 fn is_soon(alarm: Timestamp, now: Timestamp) -> bool {
     now.until(alarm) < 2 * LONG_TICK
 }
@@ -543,14 +544,17 @@ fn answer(reply: &LocalReply) {
     warn("answer a request", abi::send_local_response(*status, details, headers, body));
 }
 
-/// What Envoy has received of the effective context's request, as it writes the number.
+/// The number of bytes that Envoy has received of the effective context's request, as Envoy writes it.
 fn received() -> Vec<u8> {
     abi::property(&["request", "total_size"]).unwrap_or_default()
 }
 
-/// A host call that failed does not change what was decided; it is told, for it should not fail.
+/// A failed host call does not change the decision; it is logged, because it should not fail.
 fn warn(what: &str, result: Result<(), abi::Failure>) {
     if let Err(failure) = result {
-        logging::log_incident(Incident::Host, &format_args!("Envoy would not {what}: {failure:?}"));
+        logging::log_incident(
+            Incident::Host,
+            &format_args!("Envoy refused to {what}: {failure:?}"),
+        );
     }
 }

@@ -1,18 +1,18 @@
-//! How much one callback may do for streams that are not its own.
+//! How many streams other than its own one callback may handle.
 
-/// Streams that one callback of a worker deals with; the rest waits for another callback.
+/// Streams that one callback of a worker handles; the rest wait for another callback.
 ///
-/// What a callback asks for is carried out nested, so the stack is deepest after this many answers. In a
-/// stock Envoy with this filter and the router alone, some 250 nested answers end V8's stack (`make depth`
-/// measures it). Other filters make each level deeper; 32 leaves them eight times the room. It costs
-/// little: a callback more for each 32 streams. Twice as many would gain 3 % (`make bench`).
+/// Envoy carries out a callback's requests nested, so the stack is deepest after this many answers. In a
+/// stock Envoy with only this filter and the router, some 250 nested answers overflow V8's stack (`make
+/// depth` measures it). Other filters make each level deeper; with 32 there is eight times the room. The cost
+/// is small: one more callback per 32 streams. Twice as many would gain 3 % (`make bench`).
 pub const BATCH: u32 = 32;
 
-/// What is left of a callback's share.
+/// The remaining budget of a callback.
 ///
 /// Only a callback that Envoy never nests in another may [renew](Self::renew) it: a tick, a message of the
-/// worker's own queue, bytes from Redis. All other callbacks spend what these have left, since nobody can
-/// see from inside whether a callback is nested.
+/// worker's own queue, bytes from Redis. All other callbacks use the remaining budget, because a callback
+/// cannot detect whether it is nested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     share: u32,
@@ -25,17 +25,17 @@ impl Budget {
         Self { share, left: share }
     }
 
-    /// A callback has begun that is not nested in another.
+    /// A callback begins that is not nested in another.
     pub fn renew(&mut self) {
         self.left = self.share;
     }
 
-    /// Nothing is left.
+    /// The budget is used up.
     pub fn is_spent(&self) -> bool {
         self.left == 0
     }
 
-    /// One stream is dealt with.
+    /// One stream is handled.
     pub fn spend(&mut self) {
         self.left = self.left.saturating_sub(1);
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn callbacks_that_may_be_nested_share_what_the_outer_one_has_left() {
+    fn nested_callbacks_share_the_rest_of_the_outer_budget() {
         let mut budget = Budget::new(2);
         budget.spend();
         assert!(!budget.is_spent());

@@ -32,15 +32,18 @@ type Case = fn(&dyn Store);
 const CASES: [(&str, Case); 17] = [
     ("of many claims one is granted", of_many_claims_one_is_granted),
     ("a retry of a claim recognises itself", a_retry_of_a_claim_recognises_itself),
-    ("what exists is told with its fingerprint", what_exists_is_told),
-    ("a finished record keeps what it was given", a_finished_record_keeps_what_it_was_given),
+    ("what exists is told with its fingerprint", an_existing_record_is_returned),
+    ("a finished record keeps what it was given", a_finished_record_keeps_its_outcome),
     ("a finished record is over after its ttl", a_finished_record_is_over_after_its_ttl),
     ("a ttl of zero is over at once", a_ttl_of_zero_is_over_at_once),
     ("a retry of an end changes nothing", a_retry_of_an_end_changes_nothing),
     ("a released key is free", a_released_key_is_free),
     ("a heartbeat keeps a claim alive", a_heartbeat_keeps_a_claim_alive),
-    ("a lapsed lease is doubt and then a takeover", a_lapsed_lease_is_doubt_and_then_a_takeover),
-    ("doubt of no length is taken over at once", doubt_of_no_length_is_taken_over_at_once),
+    (
+        "a lapsed lease is unknown and then a takeover",
+        a_lapsed_lease_is_unknown_and_then_a_takeover,
+    ),
+    ("an unknown_ttl of zero is taken over at once", an_unknown_ttl_of_zero_is_taken_over_at_once),
     ("a stolen token ends nothing", a_stolen_token_ends_nothing),
     ("an owner that comes late is still the owner", an_owner_that_comes_late_is_still_the_owner),
     ("an owner that comes too late changes nothing", an_owner_that_comes_too_late_changes_nothing),
@@ -135,14 +138,14 @@ fn a_retry_of_a_claim_recognises_itself(store: &dyn Store) {
     claimed(store, BOB, 1);
 }
 
-fn what_exists_is_told(store: &dyn Store) {
+fn an_existing_record_is_returned(store: &dyn Store) {
     claimed(store, ALICE, 1);
     assert_eq!(record(store, BOB).fingerprint, Fingerprint([1; 32]));
     done(store, complete(ALICE, answer(b"x"), TTL));
     assert_eq!(record(store, BOB).fingerprint, Fingerprint([1; 32]));
 }
 
-fn a_finished_record_keeps_what_it_was_given(store: &dyn Store) {
+fn a_finished_record_keeps_its_outcome(store: &dyn Store) {
     for kept in [answer(b"a body"), answer(b""), Kept::StatusOnly, Kept::Nothing] {
         claimed(store, ALICE, 1);
         done(store, complete(ALICE, kept.clone(), TTL));
@@ -204,7 +207,7 @@ fn a_heartbeat_keeps_a_claim_alive(store: &dyn Store) {
     assert!(is_ongoing(&record(store, BOB)));
 }
 
-fn a_lapsed_lease_is_doubt_and_then_a_takeover(store: &dyn Store) {
+fn a_lapsed_lease_is_unknown_and_then_a_takeover(store: &dyn Store) {
     claimed(store, ALICE, 1);
     let first_seen = record(store, BOB).first_seen;
     store.advance(LEASE);
@@ -217,7 +220,7 @@ fn a_lapsed_lease_is_doubt_and_then_a_takeover(store: &dyn Store) {
     assert_eq!((taken.token, taken.attempt, taken.first_seen), (BOB, 2, first_seen));
 }
 
-fn doubt_of_no_length_is_taken_over_at_once(store: &dyn Store) {
+fn an_unknown_ttl_of_zero_is_taken_over_at_once(store: &dyn Store) {
     claimed(store, ALICE, 1);
     done(store, mark_unknown(ALICE, Duration::ZERO));
     claimed(store, BOB, 2);

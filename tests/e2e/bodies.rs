@@ -43,7 +43,7 @@ async fn member_order_and_white_space_make_no_difference_and_digits_do() {
 const HEAD: &str = "POST /pay HTTP/1.1\r\nhost: api.example.com\r\nidempotency-key: a\r\n\
                     authorization: alice\r\ncontent-type: application/json\r\n";
 
-/// The end of what the origin answers.
+/// The end of the origin's answer.
 const ANSWER_END: &str = "\"path\":\"/pay\"}";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +266,7 @@ async fn answers_larger_than_envoys_buffer_come_whole_and_are_recorded_first() {
         for http2 in [false, true] {
             let deployment = Deployment::start(store, &rule, |bootstrap| {
                 bootstrap.with(|bootstrap| {
-                    // What Envoy Gateway sets by default.
+                    // Envoy Gateway's default.
                     bootstrap.listener()["per_connection_buffer_limit_bytes"] = json!(32_768);
                     if http2 {
                         const OPTIONS: &str =
@@ -294,7 +294,7 @@ async fn answers_larger_than_envoys_buffer_come_whole_and_are_recorded_first() {
                     let first = ask(deployment.post("/pay")).await;
                     let got = (first.status, first.is_replay(), first.body.len());
                     assert_eq!(got, (200, false, wanted), "{store:?} {http2} {key}");
-                    // At once: a client that has the answer finds its record.
+                    // At once: a client with the answer finds its record.
                     let again = ask(deployment.elsewhere("/pay")).await;
                     assert!(again.is_replay(), "{store:?} {http2} {key}: {}", again.code());
                     assert_eq!(again.body, first.body, "{store:?} {http2} {key}");

@@ -34,7 +34,7 @@ mod vm_death;
 
 use serde_json::{Value, json};
 
-/// A rule for `/pay`: a client's key, a caller, all else by default, and what a test adds.
+/// A rule for `/pay`: a client's key, a caller, all else by default, and a test's own fields.
 fn pay(more: Value) -> Value {
     let mut rule = json!({
         "name": "pay",

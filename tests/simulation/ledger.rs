@@ -1,4 +1,4 @@
-//! What is known of executions by who sees everything, and the invariants.
+//! A ledger that sees all executions, and the invariants.
 
 use crate::faults::Rule;
 use envoy_idempotency::record::Token;
@@ -96,7 +96,7 @@ impl Ledger {
         }
     }
 
-    /// Somebody has taken over: what the owner says any more does not count.
+    /// Another request has taken over: later commands of the owner do not count.
     pub fn claim_lost(&mut self, token: Token, now: u64) {
         if let Some(execution) = self.of(token) {
             execution.own_free_at = Some(now.min(execution.own_free_at.unwrap_or(now)));
@@ -134,7 +134,7 @@ impl Ledger {
                     }
                     (by_owner, now)
                 }
-                // Redis's word counts, not the time that it took to get here.
+                // Redis's reply counts, not the time that it took to get here.
                 _ => {
                     let (_, claimed_at, _) = claim.expect("executed without a claim of Redis");
                     (by_redis.expect("a claim has a lease"), claimed_at)

@@ -6,8 +6,8 @@
 //! unknown*: by Redis's account where the rule says `refuse`, within each Envoy where it says `local`,
 //! whatever Redis does. Checked at every replay: it is the answer to this operation, and recorded. Checked in
 //! every callback: it lets go no more streams than its share. Checked at the end: every request has its
-//! answer, and nobody waits. Every run is bounded and is repeated exactly by its seed: `SIM_SEED=7` runs that
-//! one alone, `SIM_STORY=1` tells what happens in it, `SIM_SEEDS=100000` runs so many.
+//! answer, and no request waits. Every run is bounded and is repeated exactly by its seed: `SIM_SEED=7` runs that
+//! one alone, `SIM_STORY=1` prints what happens in it, `SIM_SEEDS=100000` runs so many.
 
 #![allow(
     clippy::disallowed_methods,
@@ -75,7 +75,7 @@ fn run(faults: Faults) -> Totals {
     totals
 }
 
-/// Something must have happened, unless one seed alone is looked at.
+/// Each event must have happened, unless only one seed is run.
 fn seen(count: u64, totals: &Totals) {
     assert!(count > 0 || number("SIM_SEED").is_some(), "{totals:?}");
 }

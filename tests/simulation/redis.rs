@@ -12,7 +12,7 @@ use sha1::{Digest, Sha1};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// What keys begin with.
+/// The prefix of keys.
 pub const PREFIX: &str = "idem:";
 
 /// Which script a text is, by its end.
@@ -33,19 +33,19 @@ enum Script {
     MarkUnknown,
 }
 
-/// What a script has done.
+/// The effect of a script.
 #[derive(Debug)]
 pub struct Done {
     pub command: Command,
     pub verdict: Verdict,
 }
 
-/// The reply to a command, and what else comes of it.
+/// The reply to a command, and its other effects.
 #[derive(Debug, Default)]
 pub struct Ran {
     pub reply: Vec<u8>,
     pub done: Option<Done>,
-    /// Everybody who subscribes to this key is told.
+    /// All subscribers of this key get a message.
     pub published: Option<Key>,
     pub subscribed: Option<Key>,
     pub unsubscribed: Option<Key>,
@@ -80,7 +80,7 @@ fn bulk(bytes: &[u8]) -> Vec<u8> {
     [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
-/// A message to who subscribes to `key`.
+/// A message to the subscribers of `key`.
 pub fn message(kind: &str, key: Key) -> Vec<u8> {
     let last = if kind == "message" { bulk(b"") } else { b":1\r\n".to_vec() };
     [&b"*3\r\n"[..], &bulk(kind.as_bytes()), &bulk(name(key).as_bytes()), &last].concat()

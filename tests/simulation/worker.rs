@@ -1,4 +1,4 @@
-//! A worker as the host has it: the front, who waits, timers, and a budget a callback.
+//! A worker as in the host: the front, the waiting streams, timers, and a budget per callback.
 
 use envoy_idempotency::exchange::Question;
 use envoy_idempotency::schedule::{Budget, Timers, Waiters};
@@ -56,10 +56,10 @@ pub struct Worker {
     pub fetched: VecDeque<(usize, Question, crate::world::Ending)>,
     pub connections: HashMap<Connection, u64>,
     pub opened: u64,
-    /// It is told of messages of the other workers.
+    /// It receives messages of the other workers.
     pub listens: bool,
     pub tick_at: Option<u64>,
-    /// When a reply has told it what Redis's clock is at.
+    /// When a reply gave it Redis's time.
     pub clock_known_at: Option<u64>,
     /// VMs that this worker had before.
     pub generation: u64,

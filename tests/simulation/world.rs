@@ -129,7 +129,7 @@ pub struct World {
     workers: Vec<Worker>,
     streams: Vec<Stream>,
     redis: Redis,
-    /// What has come to Redis on a connection and is no whole command yet.
+    /// Bytes that Redis has received on a connection and that are not a whole command yet.
     half: HashMap<Socket, Vec<u8>>,
     subscribed: HashSet<(Socket, Key)>,
     /// When the last bytes of a connection come, to Redis and back: none overtakes another.
@@ -137,7 +137,7 @@ pub struct World {
     from_redis_at: HashMap<Socket, u64>,
     /// What is on its way from Redis, read by read.
     reads: HashMap<Socket, VecDeque<Vec<u8>>>,
-    /// Connections that broke: what is written on them is lost, or comes so much later.
+    /// Connections that broke: bytes written on them are lost, or come so much later.
     broken: HashMap<Socket, Option<u64>>,
     ledger: Ledger,
     frozen: Option<(usize, u64, u64)>,
@@ -172,7 +172,7 @@ impl Attributes for Told {
     }
 }
 
-/// What the origin answers to an operation.
+/// The origin's answer to an operation.
 fn body(operation: Operation) -> String {
     format!("half of an answer to {}/{}", RULES[operation.0].name, operation.1)
 }
@@ -334,7 +334,7 @@ impl World {
                 let bytes = self.reads.get_mut(&connection).and_then(VecDeque::pop_front);
                 let bytes = bytes.unwrap_or_default();
                 if self.is_current(connection) && !self.broken.contains_key(&connection) {
-                    // A reply to a claim says what Redis's clock is at; those are longer than others.
+                    // A reply to a claim has Redis's time; those are longer than others.
                     if connection.line == Connection::Commands
                         && bytes.starts_with(b"$")
                         && bytes.len() > 16
@@ -451,7 +451,7 @@ impl World {
         }
     }
 
-    /// What a callback of the root's own does besides its fact.
+    /// The work of a root's own callback besides its fact.
     fn root_callback(&mut self, worker: usize) {
         self.carry_out_orders(worker);
         let mut idle = false;
@@ -568,7 +568,7 @@ impl World {
         if breaks {
             let delay = late.then(|| 100 + self.random.below(3_000));
             self.broken.insert(connection, delay);
-            // Either the other end says so, or nobody does.
+            // Either the other end reports it, or nobody does.
             if self.random.chance(70) {
                 let after = 1 + self.random.below(60);
                 self.after(after, Event::Closed { connection });
@@ -644,7 +644,7 @@ impl World {
         }
     }
 
-    /// Redis takes no claim that its sender has given up: it would be nobody's, and then unknown.
+    /// Redis accepts no claim that its sender has given up: it would have no owner, and then be unknown.
     fn check_in_time(&self, worker: usize, done: &redis::Done) {
         if !matches!(done.verdict, Verdict::Claimed { change: Change::Put(_), .. }) {
             return;
@@ -865,7 +865,7 @@ impl World {
                     let slack = 300 + frozen + stepped;
                     self.ledger.replayed(operation, slack, self.now);
                 }
-                // The answer takes its way through Envoy; what was asked meanwhile may be answered first.
+                // The answer takes its way through Envoy; a later request may be answered first.
                 let after = self.random.below(400);
                 self.after(after, Event::StreamEnds { stream });
             }
@@ -929,7 +929,7 @@ impl World {
         self.after(after, Event::OriginAnswers { stream });
     }
 
-    /// The worker's own request has its answer, whoever is still there.
+    /// The worker's own request has its answer, whether or not the client is still there.
     fn origin_replies(&mut self, stream: usize, question: Question, ending: Ending) {
         let text = |text: &str| text.as_bytes().to_vec();
         let operation = self.streams[stream].operation;

@@ -1,4 +1,4 @@
-//! A worker's way to its stores and its own requests: callbacks become facts, orders become host calls.
+//! A worker's callouts to its stores and origins: callbacks become facts, orders become host calls.
 
 use super::Worker;
 use crate::exchange::{Fetched, Headers, Input, StoreReply, WorkerFact};
@@ -15,14 +15,14 @@ use crate::store::shared_data::INSERT;
 use crate::telemetry::Incident;
 use crate::time::Timestamp;
 
-/// The status of a call that Envoy would not make, as if it had found no connection.
+/// The status of a call that Envoy refuses, as if it had found no connection.
 const NO_CONNECTION: u16 = 503;
 
-/// The status of a call that has got none.
+/// The status of a call without an answer.
 const NO_ANSWER: u16 = 0;
 
-/// Where facts for streams come from. A callback takes one of each in turn, so that no source waits for
-/// another to run dry.
+/// The sources of facts for streams. A callback takes one of each in turn, so that no source waits until
+/// another is empty.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Stores,
@@ -36,7 +36,7 @@ impl Source {
 }
 
 impl Worker {
-    /// A message of a stream to Redis.
+    /// A message of the gRPC stream to Redis.
     pub(in crate::host) fn grpc_message(&mut self, token: u32, size: usize) {
         self.budget.renew();
         if let Some(connection) = self.connections.connection(token) {
@@ -45,7 +45,7 @@ impl Worker {
         }
     }
 
-    /// A stream to Redis has ended.
+    /// The gRPC stream to Redis has ended.
     pub(in crate::host) fn grpc_closed(&mut self, token: u32) {
         if let Some(connection) = self.connections.forget(token) {
             self.metrics.pipe(-1);
@@ -62,7 +62,7 @@ impl Worker {
         }
     }
 
-    /// Deals with facts, as far as the callback's share goes.
+    /// Handles facts, as far as the callback's budget goes.
     pub(super) fn work_off(&mut self) {
         let mut idle = false;
         while !idle {
@@ -79,7 +79,7 @@ impl Worker {
         }
     }
 
-    /// Whether the source had any.
+    /// Whether the source had a fact.
     fn deal_with_one(&mut self, source: Source, now: Timestamp) -> bool {
         match source {
             Source::Stores => {
@@ -109,8 +109,8 @@ impl Worker {
         true
     }
 
-    /// Carries out what the stores want, in order. A reply may make its request ask again: what follows of
-    /// that is behind all that was ordered before.
+    /// Carries out the stores' orders, in order. A reply may make its request ask again: the orders that
+    /// follow from that come behind all earlier ones.
     pub(super) fn carry_out_orders(&mut self, now: Timestamp) {
         while let Some(order) = self.stores.next_order() {
             match order {
@@ -141,7 +141,7 @@ impl Worker {
                 Order::Warn(text) => logging::log_incident(Incident::Redis, &text),
                 Order::WarnOnce(text) => {
                     let name = format!("{}/said/{text}", self.stores.prefix());
-                    // An insertion: of all workers, one is first.
+                    // An insertion: only one of all workers succeeds.
                     if abi::set_shared_data(&name, b"1", INSERT).is_ok() {
                         logging::log_incident(Incident::Redis, &text);
                     }
@@ -160,7 +160,7 @@ impl Worker {
         self.stores.handle(fact, now());
     }
 
-    /// What only a callback of the root's own may do.
+    /// Work that is allowed only in the root's own callback.
     pub(super) fn as_root(&mut self) {
         for purpose in self.calls.as_root(&mut self.budget) {
             self.call_is_over(purpose, Fetched::NotSent);

@@ -194,7 +194,7 @@ fn a_question_that_asks_again_does_not_overtake_one_that_is_sent_as_text() {
 }
 
 #[test]
-fn what_one_read_brings_is_dealt_with_one_step_at_a_time() {
+fn the_replies_of_one_read_are_handled_one_step_at_a_time() {
     let mut world = World::new(&Map::default());
     (1..=100).for_each(|number| world.ask(u32::from(number), number, 1));
     world.carry_out(1);

@@ -1,4 +1,5 @@
-//! The connection for words: who ends a claim publishes it on the record's name, and who waits subscribes.
+//! The connection for publish/subscribe: the end of a claim is published on its record's name, and waiting
+//! requests subscribe to it.
 
 use super::reconnect::Reconnect;
 use super::resp::{self, Decoder, Frame};
@@ -8,23 +9,23 @@ use crate::time::Timestamp;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How long the connection is kept when nobody waits any more: the next waiter is often soon.
+/// How long the connection is kept when no request waits any more: the next one often comes soon.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// How long to do without after Redis has refused: behind redis_proxy, or for a user without the right,
-/// it refuses for ever. Waiters look by themselves meanwhile.
+/// How long to poll after Redis has refused SUBSCRIBE: behind redis_proxy, or for a user without the right,
+/// it refuses every time.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// Subscriptions of one worker.
 ///
-/// A word may be lost: one that comes before its subscription stands, or while the connection is being
-/// opened again. So each subscription that is confirmed counts as a word: whoever waits looks again then.
+/// A message may be lost: if it comes before its subscription is active, or while the connection is being
+/// reopened. So each confirmed subscription counts as a message: waiting requests check again then.
 #[derive(Debug)]
 pub(super) struct Channels {
     settings: Settings,
     reconnect: Reconnect,
     decoder: Decoder,
-    /// With the number of those who wait.
+    /// With the number of waiting requests.
     watched: HashMap<Key, u32>,
     idle_since: Timestamp,
     refused_until: Option<Timestamp>,
@@ -78,7 +79,7 @@ impl Channels {
 
     pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
         if !self.reconnect.is_open() {
-            // Of a connection that was given up.
+            // From a connection that was given up.
             return Vec::new();
         }
         self.reconnect.heard(now);
@@ -93,16 +94,15 @@ impl Channels {
                 }
                 Ok(Some(Frame::Error(error))) => {
                     if self.refused_until.is_none() {
-                        let said = format!(
-                            "Redis lets nobody subscribe ({error}): waiters look by themselves"
-                        );
+                        let said =
+                            format!("Redis refuses SUBSCRIBE ({error}): waiting requests poll");
                         events.push(Event::Warn(said));
                     }
                     self.refused_until = Some(now.after(REFUSED));
                     self.close(false, now, &mut events);
                     return events;
                 }
-                // What a login gets.
+                // The reply to a login.
                 Ok(Some(
                     Frame::SimpleString(_) | Frame::Integer(_) | Frame::BulkString(_) | Frame::Null,
                 )) => {}
@@ -150,7 +150,7 @@ impl Channels {
         }
     }
 
-    /// A claim has ended, or may have while nobody listened.
+    /// A claim has ended, or may have ended while no connection received messages.
     fn word(&self, parts: &[Frame]) -> Option<Event> {
         let [Frame::BulkString(kind), Frame::BulkString(channel), _] = parts else { return None };
         let tells = [&b"message"[..], b"subscribe"].contains(&kind.as_slice());

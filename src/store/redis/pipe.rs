@@ -1,4 +1,4 @@
-//! The connection for commands: written one behind the other, answered in the same order.
+//! The connection for commands: pipelined, with replies in the same order.
 
 use super::clock::Clock;
 use super::reconnect::Reconnect;
@@ -10,18 +10,18 @@ use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
 use std::collections::VecDeque;
 
-/// Claims under way at once. Redis answers ten thousand in the default timeout: more than this would
-/// only be queued to be late.
+/// Claims in flight. Redis answers ten thousand in the default timeout: more than this would only wait until
+/// they are late.
 const MOST_CLAIMS: usize = 1024;
 
-/// Commands under way at once. The second half is for those that extend and end claims: a crowd of new
-/// requests must not cost the running ones their records.
+/// Commands in flight. The second half is for commands that extend and end claims: a crowd of new requests
+/// must not cost the running ones their records.
 const MOST_COMMANDS: usize = 2 * MOST_CLAIMS;
 
-/// Bytes of answers under way at once, eight of the largest: what a hanging Redis can cost a worker.
+/// Bytes of answers in flight, eight of the largest: the memory that a hanging Redis can cost a worker.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
-/// A pipe, or the lack of one.
+/// A pipe, open or closed.
 ///
 /// ```text
 ///            ask               opened                     closed, broken, silent
@@ -30,9 +30,8 @@ const MOST_BYTES: usize = 64 * 1024 * 1024;
 ///     └───────────────────── a pause with jitter ◀──────────────────────┘
 /// ```
 ///
-/// A connection that breaks does not fail the commands on it: they are sent again on the next, as long
-/// as their time is not over. Each carries its token, so one that was carried out and whose reply was
-/// lost recognises itself.
+/// When a connection breaks, its commands do not fail: they are sent again on the next, until their timeout.
+/// Each carries its token, so a command that was carried out and whose reply was lost is recognised.
 #[derive(Debug)]
 pub(super) struct Pipe {
     settings: Settings,
@@ -42,14 +41,14 @@ pub(super) struct Pipe {
     decoder: Decoder,
     /// Replies to expect before those of commands.
     greetings: VecDeque<Greeting>,
-    /// In the order of their replies. Those that were sent come first; with an open pipe, all were.
+    /// In the order of their replies. Sent commands come first; with an open pipe, all were sent.
     waiting: VecDeque<Waiting>,
     bytes: usize,
-    /// No command is late before: the earliest deadline when this was last looked at. All commands have the
-    /// same time, so one that is asked later is late later.
+    /// No command is late before this: the earliest deadline at the last check. All commands have the same
+    /// timeout, so a later command is late later.
     late_at: Option<Timestamp>,
     policy_known: bool,
-    /// It was told already.
+    /// The refused login was logged already.
     login_refused: bool,
 }
 
@@ -64,19 +63,19 @@ enum Greeting {
 struct Waiting {
     id: CommandId,
     token: Token,
-    /// `None`: it was late and has failed; its reply, when it comes, is dropped.
+    /// `None`: it was late and has failed; its reply is dropped when it comes.
     command: Option<Command>,
     deadline: Timestamp,
     /// On this connection.
     sent_at: Option<Timestamp>,
     /// On this connection or an earlier one.
     ever_sent: bool,
-    /// Redis has said that it came too late, although it is in time by this clock.
+    /// Redis has replied that it came too late, although it is in time by this clock.
     too_late: bool,
 }
 
 impl Waiting {
-    /// What an end without a reply means.
+    /// The error for an end without a reply.
     fn error(&self, why: &'static str) -> StoreError {
         if self.ever_sent { StoreError::Unanswered(why) } else { StoreError::Unavailable(why) }
     }
@@ -167,7 +166,7 @@ impl Pipe {
 
     pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
         if !self.reconnect.is_open() {
-            // Of a connection that was given up.
+            // From a connection that was given up.
             return Vec::new();
         }
         self.reconnect.heard(now);
@@ -183,7 +182,7 @@ impl Pipe {
                 }
                 Ok(None) => return events,
                 Err(resp::Broken) => {
-                    events.push(Event::Warn("Redis sent what is no RESP2".to_owned()));
+                    events.push(Event::Warn("Redis sent bytes that are not RESP2".to_owned()));
                     self.reopen(now, &mut events);
                     return events;
                 }
@@ -202,7 +201,7 @@ impl Pipe {
         let mut events = Vec::new();
         self.fail_late(now, &mut events);
         if self.silent_at().is_some_and(|silent_at| silent_at <= now) {
-            // It was missed, even if all that missed it have given up by now.
+            // Commands waited for it, even if all of them have failed by now.
             events.push(Event::Close(Connection::Commands));
             self.gone(true, now, &mut events);
         }
@@ -218,8 +217,8 @@ impl Pipe {
         late.into_iter().chain(self.silent_at()).chain(retry).min()
     }
 
-    /// When the pipe is given up: the oldest reply is late, and nothing at all has come meanwhile. One
-    /// that still talks is merely slow, and a new connection would not be faster.
+    /// When the pipe is given up: the oldest reply is late, and no bytes have come meanwhile. A Redis that
+    /// still sends is only slow, and a new connection would not be faster.
     fn silent_at(&self) -> Option<Timestamp> {
         let last_sign = self.reconnect.last_sign()?;
         let sent_at = self.waiting.front().and_then(|waiting| waiting.sent_at)?;
@@ -233,17 +232,17 @@ impl Pipe {
         Event::Write(Connection::Commands, out)
     }
 
-    /// Takes the next reply; false if the connection is of no use any more.
+    /// Takes the next reply; false if the connection must be closed.
     fn reply(&mut self, frame: Frame, now: Timestamp, events: &mut Vec<Event>) -> bool {
         if let Some(greeting) = self.greetings.pop_front() {
             return self.greeted(greeting, &frame, events);
         }
         let Some(waiting) = self.waiting.pop_front() else {
-            events.push(Event::Warn("Redis replied to a question that nobody asked".to_owned()));
+            events.push(Event::Warn("Redis sent a reply that no command waits for".to_owned()));
             return false;
         };
         let Some(command) = waiting.command else {
-            // Nobody waits for it, but it must be the reply to this command and no other.
+            // The command has failed already, but this must be the reply to it and to no other.
             return match frame {
                 Frame::BulkString(reply) => reply.starts_with(&script::tag(waiting.token)),
                 Frame::Error(_) => true,
@@ -268,9 +267,9 @@ impl Pipe {
             Err(Reaction::TooLate(time)) => {
                 self.clock.hear(time, now);
                 if waiting.too_late || waiting.deadline <= now {
-                    (Err(StoreError::Unavailable("the claim came to Redis too late")), true)
+                    (Err(StoreError::Unavailable("the claim reached Redis too late")), true)
                 } else {
-                    // What was known of Redis's clock was wrong: it is another Redis, or its clock was set.
+                    // The estimate of Redis's clock was wrong: it is another Redis, or its clock was set.
                     let waiting = Waiting { command: Some(command), too_late: true, ..waiting };
                     self.again(waiting, Form::Digest, now, events);
                     return true;
@@ -296,7 +295,7 @@ impl Pipe {
         match (greeting, frame) {
             (Greeting::Login, Frame::Error(error)) => {
                 if !std::mem::replace(&mut self.login_refused, true) {
-                    // Redis's words name no password.
+                    // Redis's error names no password.
                     events.push(Event::Warn(format!("Redis refuses the login: {error}")));
                 }
                 false
@@ -317,13 +316,13 @@ impl Pipe {
                 if let Some(policy) = evicts {
                     let policy = String::from_utf8_lossy(policy);
                     events.push(Event::WarnOnce(format!(
-                        "Redis has maxmemory-policy {policy}: it may drop claims and answers, and \
-                         what was dropped runs again; set noeviction"
+                        "Redis has maxmemory-policy {policy}: it may evict claims and answers, and \
+                         their requests may run again; set noeviction"
                     )));
                 }
                 true
             }
-            // Not everybody may ask.
+            // Not every user has the right to ask.
             (Greeting::Policy, Frame::Error(_)) => {
                 self.policy_known = true;
                 true
@@ -350,9 +349,9 @@ impl Pipe {
                 events.push(Event::Replied(waiting.id, command, Err(error)));
             }
         }
-        // What was never sent has no reply to be dropped.
+        // A command that was never sent has no reply to drop.
         self.waiting.retain(|waiting| waiting.command.is_some() || waiting.sent_at.is_some());
-        // Not that of the first in line: one that was sent again as text stands behind younger ones.
+        // Not only the first in line: a command that was sent again as text stands behind younger ones.
         let live = self.waiting.iter().filter(|waiting| waiting.command.is_some());
         self.late_at = live.map(|waiting| waiting.deadline).min();
     }
@@ -367,7 +366,7 @@ impl Pipe {
         self.waiting.iter().any(|waiting| waiting.command.is_some())
     }
 
-    /// The connection is no more; what waits is sent again on the next, unless there is no hope of one.
+    /// The connection is closed. Its commands are sent again on the next, unless none can be expected.
     fn gone(&mut self, missed: bool, now: Timestamp, events: &mut Vec<Event>) {
         self.decoder = Decoder::default();
         self.greetings.clear();
@@ -388,7 +387,7 @@ impl Pipe {
     }
 }
 
-/// What a command takes in memory beyond a few words.
+/// Memory of a command, beyond its fixed size.
 fn size(command: &Command) -> usize {
     match command {
         Command::Complete { kept: Kept::Answer(answer), .. } => {

@@ -1,4 +1,4 @@
-//! Redis by way of Webdis, a server that speaks HTTP: one call a command.
+//! Redis through Webdis, a server that speaks HTTP: one call per command.
 //!
 //! `PUT /EVALSHA/DIGEST/1/KEY/….raw` carries the last part of the command as the body, byte for byte, and
 //! `.raw` asks for Redis's own reply (Webdis README, "File upload" and "Raw output").
@@ -12,8 +12,8 @@ use crate::time::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use std::collections::HashMap;
 
-/// Commands under way at once: as many connections to Webdis, which Envoy's own circuit breaker bounds at
-/// 1,024 requests.
+/// Commands in flight: as many connections to Webdis, which Envoy's own circuit breaker bounds at 1,024
+/// requests.
 const MOST_COMMANDS: usize = 1024;
 
 /// Calls that have no answer yet.
@@ -29,7 +29,7 @@ pub(super) struct Webdis {
 struct Waiting {
     command: Command,
     deadline: Timestamp,
-    /// Redis has said that it came too late, although it is in time by this clock.
+    /// Redis has replied that it came too late, although it is in time by this clock.
     too_late: bool,
 }
 
@@ -75,7 +75,7 @@ impl Webdis {
             }
             Err(Reaction::TooLate(time)) => {
                 self.clock.hear(time, now);
-                let late = StoreError::Unavailable("the claim came to Redis too late");
+                let late = StoreError::Unavailable("the claim reached Redis too late");
                 vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::SendText) if now < waiting.deadline => {
@@ -84,8 +84,7 @@ impl Webdis {
                 vec![event]
             }
             Err(Reaction::SendText) => {
-                let late =
-                    StoreError::Unavailable("Redis took its time to say that it knows no script");
+                let late = StoreError::Unavailable("Redis was slow to report an unknown script");
                 vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::Fail(error) | Reaction::Reopen(error)) => {
@@ -110,7 +109,7 @@ impl Webdis {
     }
 }
 
-/// Envoy's words for a request that went nowhere (Envoy docs, "Response code details").
+/// Envoy's texts for a request that was not sent (Envoy docs, "Response code details").
 const NOT_SENT: [&[u8]; 2] = [b"connection failure", b"no healthy upstream"];
 
 fn contains(text: &[u8], wanted: &[u8]) -> bool {
@@ -121,23 +120,23 @@ fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<
     let fail = |why| Reaction::Fail(StoreError::Unanswered(why));
     match status {
         200 => {}
-        // Webdis's own, without a word, when it has no Redis; Envoy's, when it has no Webdis. Envoy says as
-        // well when a connection broke that was there: the command may have been carried out then.
+        // Webdis sends this without a body when it has no Redis; Envoy sends it when it has no Webdis. Envoy
+        // also sends it when an existing connection broke: the command may have been carried out then.
         503 if body.is_empty() || NOT_SENT.iter().any(|said| contains(body, said)) => {
             let why = "Webdis or its Redis cannot be reached";
             return Err(Reaction::Fail(StoreError::Unavailable(why)));
         }
-        // What Envoy makes of no answer.
-        0 => return Err(fail("Webdis has cut the connection")),
+        // How Envoy reports a missing answer.
+        0 => return Err(fail("Webdis closed the connection")),
         504 => return Err(fail("Redis did not answer in time")),
-        _ => return Err(fail("Webdis gave an answer that this filter does not know")),
+        _ => return Err(fail("Webdis answered with an unexpected status")),
     }
     let mut decoder = Decoder::default();
     decoder.push(body);
     match decoder.next() {
         Ok(Some(frame)) => script::read(command, frame, now),
-        Ok(None) => Err(fail("Webdis cut a reply short")),
-        Err(_) => Err(fail("Webdis sent what is no RESP2")),
+        Ok(None) => Err(fail("Webdis sent an incomplete reply")),
+        Err(_) => Err(fail("Webdis sent bytes that are not RESP2")),
     }
 }
 

@@ -8,17 +8,16 @@ use crate::store::StoreError;
 use crate::store::transitions::EvictionPriority;
 use crate::time::Timestamp;
 
-/// The entries of one bucket, as they stand in shared data: most commands look at one of them, so the
-/// others stay bytes. An entry keeps its place as long as it lives, for the place names the slot that its
-/// answer stands in.
+/// The entries of one bucket, as bytes from shared data: most commands use one of them, so the others are not
+/// decoded. An entry keeps its place as long as it lives, because the place names the slot of its answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Bucket {
     bytes: Vec<u8>,
-    /// Since it was read; without what was evicted.
+    /// Changes since it was read, except evictions.
     changed: Tally,
 }
 
-/// An entry that had to go, or its answer had; its slot is to be cleared.
+/// An entry that was dropped, or only its answer; its slot must be cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dropped {
     pub(super) index: usize,
@@ -28,12 +27,12 @@ pub(super) struct Dropped {
 }
 
 impl Bucket {
-    /// Takes what stands in shared data; nothing at all is an empty bucket.
+    /// Takes the value from shared data; no value is an empty bucket.
     pub(super) fn read(bytes: Vec<u8>) -> Result<Self, StoreError> {
         if bytes.len().is_multiple_of(ENTRY_BYTES) {
             Ok(Self { bytes, changed: Tally::default() })
         } else {
-            Err(StoreError::Unreadable("a bucket of the table is cut short"))
+            Err(StoreError::Unreadable("a table bucket is incomplete"))
         }
     }
 
@@ -41,7 +40,7 @@ impl Bucket {
         &self.bytes
     }
 
-    /// What is more or less than it was when it was read.
+    /// The difference to the bucket as it was read.
     pub(super) fn changed(&self) -> Tally {
         self.changed
     }
@@ -55,14 +54,14 @@ impl Bucket {
     }
 
     pub(super) fn find(&self, key: Key) -> Result<Option<(usize, Entry)>, StoreError> {
-        // A free place is all zero, and so is no digest.
+        // A free place is all zero; no digest is.
         let index = self.slots().position(|entry| entry.starts_with(&key.0));
         let Some(index) = index else { return Ok(None) };
         let entry = self.slots().nth(index).map(Entry::read).transpose()?.flatten();
         Ok(entry.map(|entry| (index, entry)))
     }
 
-    /// All that can be read. What cannot is in nobody's way: it is found by its key, and told then.
+    /// All readable entries. An unreadable one harms no other: it is found by its key, and reported then.
     fn entries(&self) -> impl Iterator<Item = (usize, Entry)> {
         self.slots()
             .enumerate()
@@ -74,20 +73,20 @@ impl Bucket {
         self.slots().map(used)
     }
 
-    /// What the last use of an entry used now is.
+    /// The value of "last use" for an entry that is used now.
     pub(super) fn next_use(&self) -> u64 {
         self.uses().max().unwrap_or(0).saturating_add(1)
     }
 
-    /// Whether an entry is so long unused that using it should be written down. Not at every use: a
-    /// replay would cost a write. The older half is far enough from the end that goes first.
+    /// Whether an entry is unused for so long that this use should be written. Not every use is written,
+    /// because a replay would cost a write. The older half is still far from being evicted.
     pub(super) fn is_stale(&self, entry: &Entry) -> bool {
         let newer = self.uses().filter(|used| *used > entry.used).count();
         newer > self.bytes.len() / ENTRY_BYTES / 2
     }
 
-    /// A free place, in a bucket of at most `ways`; if need be, that of the entry that is worth least.
-    /// `None` when all of them are claims.
+    /// A free place, in a bucket of at most `ways`; if necessary, that of the least valuable entry. `None` if
+    /// all of them are claims.
     pub(super) fn make_room(
         &mut self,
         ways: usize,
@@ -96,7 +95,7 @@ impl Bucket {
         if let Some(index) = self.slots().position(is_free) {
             return Some((index, None));
         }
-        // Over entries go before the bucket grows: what is over should not stay in memory.
+        // Expired entries go before the bucket grows: they should not stay in memory.
         let least = self.least(now);
         let slots = self.bytes.len() / ENTRY_BYTES;
         if slots < ways && least.is_none_or(|(_, priority)| priority > EvictionPriority::Nothing) {
@@ -108,9 +107,10 @@ impl Bucket {
         Some((index, self.drop_entry(index, now)))
     }
 
-    /// Frees answers until those of all but `keep` are within `bytes`. What is over goes whole; then the
-    /// answers that were not used for longest go, and leave tombstones: it ran, and whoever asks again is
-    /// told so instead of running it twice. A claim has no answer, so there is always enough to free.
+    /// Frees answers until those of all but `keep` fit into `bytes`. Expired entries are dropped whole. Then
+    /// the least recently used answers go and leave tombstones, so that a later duplicate gets
+    /// `completed-not-stored` instead of a second execution. A claim has no answer, so there is always enough
+    /// to free.
     pub(super) fn make_bytes(&mut self, bytes: u64, keep: usize, now: Timestamp) -> Vec<Dropped> {
         let mut answers: Vec<_> = self
             .entries()
@@ -139,7 +139,7 @@ impl Bucket {
         dropped
     }
 
-    /// Puts an entry into a place, whatever was there.
+    /// Puts an entry into a place, and replaces any other.
     pub(super) fn put(&mut self, index: usize, entry: &Entry) {
         if let Some(bytes) = self.slot_mut(index) {
             let before = holds(bytes);
@@ -164,7 +164,7 @@ impl Bucket {
         Some(Dropped { index, token: entry.token()?, evicted })
     }
 
-    /// The entry that is worth least, and of those the one that was not used for longest.
+    /// The least valuable entry; of several, the least recently used.
     fn least(&self, now: Timestamp) -> Option<(usize, EvictionPriority)> {
         self.entries()
             .map(|(index, entry)| ((entry.knowledge.eviction_priority(now), entry.used), index))

@@ -46,7 +46,7 @@ fn word(kind: &str, key: Key) -> Vec<u8> {
 }
 
 #[test]
-fn nothing_is_opened_when_nobody_waits() {
+fn no_connection_is_opened_while_no_request_waits() {
     let mut channels = channels();
     assert_eq!((channels.alarm(), channels.tick(at(0))), (None, Vec::new()));
     // Who waited has gone before the connection was there.
@@ -58,7 +58,7 @@ fn nothing_is_opened_when_nobody_waits() {
 }
 
 #[test]
-fn the_first_who_waits_for_a_key_subscribes_and_the_last_to_go_unsubscribes() {
+fn the_first_waiter_of_a_key_subscribes_and_the_last_unsubscribes() {
     let mut channels = listening();
     assert_eq!(channels.watch(KEY, at(1)), []);
     assert_eq!(channels.watch(OTHER, at(1)), [said(&["SUBSCRIBE", &name(OTHER)])]);
@@ -69,7 +69,7 @@ fn the_first_who_waits_for_a_key_subscribes_and_the_last_to_go_unsubscribes() {
 }
 
 #[test]
-fn who_comes_while_the_connection_is_opened_is_subscribed_with_the_rest() {
+fn a_waiter_that_comes_while_the_connection_opens_is_subscribed_with_the_rest() {
     let mut channels = channels();
     assert_eq!(channels.watch(KEY, at(0)), [Event::Open(Connection::Channels)]);
     assert_eq!(channels.watch(OTHER, at(0)), []);
@@ -98,15 +98,15 @@ fn the_login_comes_first() {
 }
 
 #[test]
-fn a_subscription_that_stands_counts_as_a_word() {
-    // The claim may have ended before anybody listened, so whoever waits has to look again.
+fn a_confirmed_subscription_counts_as_a_message() {
+    // The claim may have ended before the subscription, so waiters have to check again.
     let mut channels = listening();
     channels.watch(OTHER, at(1));
     assert_eq!(channels.received(&word("subscribe", OTHER), at(1)), [Event::Ended(OTHER)]);
 }
 
 #[test]
-fn a_message_is_for_whom_it_names_and_for_nobody_who_has_gone() {
+fn a_message_wakes_only_waiters_of_its_key_that_are_still_there() {
     let mut channels = listening();
     assert_eq!(channels.received(&word("message", KEY), at(1)), [Event::Ended(KEY)]);
     assert_eq!(channels.received(&word("message", OTHER), at(1)), []);
@@ -118,7 +118,7 @@ fn a_message_is_for_whom_it_names_and_for_nobody_who_has_gone() {
 }
 
 #[test]
-fn words_may_be_split_at_every_byte() {
+fn messages_may_be_split_at_every_byte() {
     let stream = [word("message", KEY), word("subscribe", KEY)].concat();
     for split in 0..=stream.len() {
         let mut channels = listening();
@@ -168,7 +168,7 @@ fn a_connection_that_cannot_be_had_is_tried_again_with_growing_pauses() {
 }
 
 #[test]
-fn when_redis_refuses_it_is_left_alone_for_a_minute_and_told_once() {
+fn a_refusal_is_logged_once_and_not_retried_for_a_minute() {
     let mut channels = listening();
     let refused = b"-NOPERM this user has no permissions to access one of the channels\r\n";
     let events = channels.received(refused, at(1));
@@ -186,7 +186,7 @@ fn when_redis_refuses_it_is_left_alone_for_a_minute_and_told_once() {
 }
 
 #[test]
-fn a_connection_that_nobody_needs_is_closed_after_ten_seconds() {
+fn an_unused_connection_is_closed_after_ten_seconds() {
     let mut channels = listening();
     assert_eq!(channels.tick(at(60_000)), [], "somebody waits");
     channels.unwatch(KEY, at(60_000));
@@ -208,7 +208,7 @@ fn a_connection_that_took_long_to_open_has_its_ten_seconds_from_then() {
 }
 
 #[test]
-fn who_comes_within_ten_seconds_finds_the_connection_open() {
+fn a_waiter_within_ten_seconds_finds_the_connection_open() {
     let mut channels = listening();
     channels.unwatch(KEY, at(0));
     assert_eq!(channels.watch(OTHER, at(9_999)), [said(&["SUBSCRIBE", &name(OTHER)])]);
@@ -216,7 +216,7 @@ fn who_comes_within_ten_seconds_finds_the_connection_open() {
 }
 
 #[test]
-fn frames_that_are_no_words_do_no_harm() {
+fn frames_that_are_not_messages_do_no_harm() {
     let mut channels = listening();
     for frame in [
         &b"+OK\r\n"[..],
@@ -236,7 +236,7 @@ fn frames_that_are_no_words_do_no_harm() {
 }
 
 #[test]
-fn what_is_no_resp_closes_the_connection_and_another_is_opened() {
+fn bytes_that_are_not_resp_close_the_connection_and_another_is_opened() {
     let mut channels = listening();
     assert_eq!(channels.received(b"HTTP/1.1 400\r\n", at(1)), [Event::Close(Connection::Channels)]);
     assert_eq!(channels.received(&word("message", KEY), at(1)), [], "the old connection's");

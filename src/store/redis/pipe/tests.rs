@@ -16,7 +16,7 @@ const LATE: u64 = 250;
 
 const NOEVICTION: &[u8] = b"*2\r\n$16\r\nmaxmemory-policy\r\n$10\r\nnoeviction\r\n";
 
-const BROKEN: &str = "Redis sent what is no RESP2";
+const BROKEN: &str = "Redis sent bytes that are not RESP2";
 
 fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(1_000_000 + millis)
@@ -287,7 +287,7 @@ fn nothing_is_opened_before_the_first_command_and_only_one_connection_for_many()
 }
 
 #[test]
-fn what_was_asked_meanwhile_is_written_when_the_connection_is_open_and_the_rest_at_once() {
+fn commands_wait_until_the_connection_is_open_and_later_ones_are_written_at_once() {
     let mut world = World::new();
     world.ask(1, 0);
     world.ask(2, 5);
@@ -369,7 +369,7 @@ fn replies_may_be_split_at_every_byte() {
 }
 
 #[test]
-fn a_script_that_redis_does_not_know_is_sent_as_text_behind_what_is_in_flight() {
+fn a_script_that_redis_does_not_know_is_sent_as_text_behind_the_commands_in_flight() {
     let mut world = World::greeted();
     (1..=3).for_each(|number| world.ask(number, 0));
     assert_eq!(world.said(), ["EVALSHA 1", "EVALSHA 2", "EVALSHA 3"]);
@@ -422,7 +422,7 @@ fn a_late_command_fails_and_its_reply_is_dropped_when_it_comes() {
 }
 
 #[test]
-fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token() {
+fn a_silent_pipe_is_given_up_and_commands_in_time_are_sent_again_with_their_token() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 200);
@@ -441,7 +441,7 @@ fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token()
 }
 
 #[test]
-fn a_pipe_that_fell_silent_is_given_up_though_nobody_waits_on_it_any_more() {
+fn a_silent_pipe_is_given_up_even_if_no_command_waits_any_more() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.reply(&claimed(1)[..3], 200);
@@ -476,7 +476,7 @@ fn half_a_reply_of_a_lost_connection_is_not_read_into_the_next() {
 }
 
 #[test]
-fn what_is_no_resp_closes_the_pipe_and_the_commands_go_to_the_next() {
+fn bytes_that_are_not_resp_close_the_pipe_and_the_commands_go_to_the_next() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 0);
@@ -490,10 +490,10 @@ fn what_is_no_resp_closes_the_pipe_and_the_commands_go_to_the_next() {
 }
 
 #[test]
-fn a_reply_to_a_question_that_nobody_asked_closes_the_pipe() {
+fn a_reply_that_no_command_waits_for_closes_the_pipe() {
     let mut world = World::greeted();
     world.reply(&claimed(1), 1);
-    assert_eq!(world.warnings, ["Redis replied to a question that nobody asked"]);
+    assert_eq!(world.warnings, ["Redis sent a reply that no command waits for"]);
     assert_eq!(world.connection, Phase::None);
     world.ask(2, 2);
     assert_eq!(world.connection, Phase::Opening);
@@ -505,7 +505,7 @@ fn a_reply_of_another_kind_fails_its_command_and_closes_the_pipe() {
     world.ask(1, 0);
     world.ask(2, 0);
     world.reply(&done(1), 1);
-    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis sent the reply to another command"))]);
     assert_eq!(world.connection, Phase::None);
     let opening = world.until_opening();
     world.opened(opening);
@@ -513,7 +513,7 @@ fn a_reply_of_another_kind_fails_its_command_and_closes_the_pipe() {
 }
 
 #[test]
-fn when_redis_cannot_be_reached_twice_everybody_is_told_at_once_until_the_pause_is_over() {
+fn after_two_failed_connections_commands_fail_at_once_until_the_pause_is_over() {
     let mut world = World::new();
     world.ask(1, 0);
     world.closed(1);
@@ -542,7 +542,7 @@ fn when_redis_cannot_be_reached_twice_everybody_is_told_at_once_until_the_pause_
 }
 
 #[test]
-fn a_connection_that_ends_while_nobody_needs_it_is_no_failure() {
+fn a_connection_that_ends_while_no_command_needs_it_is_no_failure() {
     let mut world = World::greeted();
     for number in 1..5 {
         world.closed(number);
@@ -588,7 +588,7 @@ fn no_more_than_64_mebibytes_are_under_way() {
 }
 
 #[test]
-fn a_refused_login_is_told_once_until_it_is_taken_again() {
+fn a_refused_login_is_logged_once_until_it_succeeds_again() {
     let login = Login { username: None, password: Secret(b"secret".to_vec()) };
     let mut world = World::with_login(Some(login));
     let refused = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
@@ -649,7 +649,7 @@ fn an_error_that_is_the_commands_own_leaves_the_pipe_open() {
 }
 
 #[test]
-fn only_what_was_never_sent_is_known_not_to_be_done() {
+fn only_a_command_that_was_never_sent_is_known_not_to_be_done() {
     let mut world = World::new();
     world.ask(1, 0);
     world.tick(LATE);
@@ -885,7 +885,7 @@ fn a_claim_that_is_late_by_a_clock_that_was_set_is_sent_again_once() {
     world.reply(&too_late(1, 9_000_000), 10);
     assert_eq!(not_after(&world.asked[0]), 9_000_000 + LATE - 10);
     world.reply(&too_late(1, 9_000_020), 20);
-    let late = unavailable("the claim came to Redis too late");
+    let late = unavailable("the claim reached Redis too late");
     assert_eq!(world.outcomes(), [(1, late)]);
     assert_eq!(world.connection, Phase::Open);
 }
@@ -897,7 +897,7 @@ fn a_reply_that_names_another_question_closes_the_pipe() {
     // One reply is missing: the second's would be taken for the first's.
     world.reply(&[claimed(2), claimed(3)].concat(), 1);
     assert_eq!(world.connection, Phase::None);
-    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis sent the reply to another command"))]);
     let opening = world.until_opening();
     world.opened(opening);
     assert_eq!(world.said(), ["EVALSHA 2", "EVALSHA 3"]);
@@ -913,7 +913,7 @@ fn a_reply_that_names_another_question_closes_the_pipe() {
 }
 
 #[test]
-fn claims_leave_room_for_what_ends_claims() {
+fn claims_leave_room_for_commands_that_end_claims() {
     let mut world = World::greeted();
     for number in 1..=MOST_CLAIMS as u64 {
         world.ask(number, 0);

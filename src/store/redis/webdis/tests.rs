@@ -97,20 +97,20 @@ fn redis_s_own_reply_is_the_reply() {
     // There is no connection to give up, so this fails like any other.
     let replica = StoreError::Unavailable("Redis is a replica");
     assert_eq!(outcome(200, b"-READONLY x\r\n"), Err(replica));
-    let foreign = StoreError::Unanswered("Redis gave the reply to another command");
+    let foreign = StoreError::Unanswered("Redis sent the reply to another command");
     assert_eq!(outcome(200, b"$5\r\n\x01\x01\x01\x01D\r\n"), Err(foreign));
 }
 
 #[test]
-fn what_is_no_reply_of_redis_s_leaves_it_open_whether_it_was_done() {
+fn an_answer_that_is_not_a_reply_of_redis_leaves_it_open_whether_it_was_done() {
     for (status, body, why) in [
-        (200, &b""[..], "Webdis cut a reply short"),
-        (200, b"$17\r\n\x01\x01\x01\x01C\0", "Webdis cut a reply short"),
-        (200, b"{\"EVALSHA\":true}", "Webdis sent what is no RESP2"),
-        (0, b"", "Webdis has cut the connection"),
+        (200, &b""[..], "Webdis sent an incomplete reply"),
+        (200, b"$17\r\n\x01\x01\x01\x01C\0", "Webdis sent an incomplete reply"),
+        (200, b"{\"EVALSHA\":true}", "Webdis sent bytes that are not RESP2"),
+        (0, b"", "Webdis closed the connection"),
         (504, b"upstream request timeout", "Redis did not answer in time"),
-        (403, b"", "Webdis gave an answer that this filter does not know"),
-        (500, b"", "Webdis gave an answer that this filter does not know"),
+        (403, b"", "Webdis answered with an unexpected status"),
+        (500, b"", "Webdis answered with an unexpected status"),
     ] {
         assert_eq!(outcome(status, body), Err(StoreError::Unanswered(why)), "{status}");
     }
@@ -150,7 +150,7 @@ fn a_script_is_not_called_by_its_text_when_the_time_is_over() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_is_ignored() {
+fn an_answer_that_no_command_waits_for_is_ignored() {
     let mut webdis = webdis();
     assert_eq!(webdis.called(CommandId(1), 200, b"$1\r\nD\r\n", NOW), []);
     asked(&mut webdis, 1, claim(1));

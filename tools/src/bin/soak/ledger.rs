@@ -1,18 +1,19 @@
-//! What the origin has run under each key, and whether it may.
+//! The executions at the origin under each key, and whether they are allowed.
 
 use super::UNKNOWN_TTL;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Redis counts whole milliseconds of a clock that may be slewed; a doubt may seem shorter by so much.
+/// Redis counts whole milliseconds of a clock that may be slewed; the time of an unknown outcome may seem
+/// shorter by this.
 const SLEW: Duration = Duration::from_millis(20);
 
-/// What is seen so soon after a loss may stem from before it: a claim that was on its way to the origin, a
+/// An event so soon after a loss may be due to the time before: a claim that was on its way to the origin, a
 /// copy that an Envoy replays for its `local.ttl`.
 const AFTERMATH: Duration = Duration::from_secs(3);
 
-/// What becomes of an execution. The request that runs brings it along.
+/// How an execution ends. The request carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// 200.
@@ -54,10 +55,10 @@ struct Execution {
 
 #[derive(Debug, Default)]
 struct Account {
-    /// The one that began last.
+    /// The latest one.
     last: Option<Execution>,
     running: u32,
-    /// The execution whose answer is the key's, and when that was known.
+    /// The execution whose answer is the key's, and when that became known.
     answer: Option<(u64, Instant)>,
 }
 
@@ -65,7 +66,7 @@ impl Account {
     /// Why no execution may begin; `None` if one may.
     fn forbids(&self, attempt: u32, now: Instant) -> Option<&'static str> {
         if attempt == 0 {
-            return Some("began past the filter");
+            return Some("began without the filter");
         }
         let last = self.last.as_ref()?;
         let (0, Some(ended)) = (self.running, last.ended) else {
@@ -82,9 +83,10 @@ impl Account {
             Fate::Leave => last.began,
         };
         if now + SLEW < doubted + UNKNOWN_TTL {
-            return Some("began before a doubt was over");
+            return Some("began before the end of unknown_ttl");
         }
-        (attempt <= last.attempt).then_some("began after a doubt as if it were the first")
+        (attempt <= last.attempt)
+            .then_some("began after an unknown outcome as if it were the first")
     }
 }
 
@@ -108,7 +110,7 @@ struct Inner {
 }
 
 impl Inner {
-    /// Whether what was so at this time may be forgotten.
+    /// Whether a fact of this time may be forgotten.
     fn is_forgotten(&self, since: Instant) -> bool {
         self.forgotten.is_some_and(|forgotten| since < forgotten + AFTERMATH)
     }
@@ -118,12 +120,12 @@ impl Inner {
     }
 }
 
-/// What has run under each key: one ledger, since the origin is one.
+/// The executions under each key: one ledger, because there is one origin.
 #[derive(Debug, Default)]
 pub(super) struct Ledger(Mutex<Inner>);
 
 impl Ledger {
-    /// An execution begins; its number. An attempt of 0 is none that the filter told of.
+    /// An execution begins; returns its number. An attempt of 0 does not come from the filter.
     pub(super) fn begins(&self, key: u64, fate: Fate, attempt: u32, now: Instant) -> u64 {
         let mut inner = self.0.lock().unwrap();
         inner.totals.executions += 1;
@@ -155,7 +157,7 @@ impl Ledger {
         number
     }
 
-    /// An execution has come to its end.
+    /// An execution has ended.
     pub(super) fn ends(&self, key: u64, number: u64, fate: Fate, now: Instant) {
         {
             let mut inner = self.0.lock().unwrap();
