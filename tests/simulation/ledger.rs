@@ -96,6 +96,13 @@ impl Ledger {
         }
     }
 
+    /// Its worker is gone: its own Envoy may never have heard of the end.
+    pub fn owner_dies(&mut self, token: Token) {
+        if let Some(execution) = self.of(token) {
+            execution.own_free_at = None;
+        }
+    }
+
     /// Another request has taken over: later commands of the owner do not count.
     pub fn claim_lost(&mut self, token: Token, now: u64) {
         if let Some(execution) = self.of(token) {

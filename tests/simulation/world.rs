@@ -98,6 +98,13 @@ pub enum Ending {
     DiesInTheMiddle,
 }
 
+/// Bytes that come in one read, and whether a reply among them says what Redis's clock is at.
+#[derive(Debug, Default)]
+struct ReadBytes {
+    bytes: Vec<u8>,
+    say_the_time: bool,
+}
+
 struct Stream {
     exchange: Option<Exchange>,
     worker: usize,
@@ -136,7 +143,7 @@ pub struct World {
     to_redis_at: HashMap<Socket, u64>,
     from_redis_at: HashMap<Socket, u64>,
     /// What is on its way from Redis, read by read.
-    reads: HashMap<Socket, VecDeque<Vec<u8>>>,
+    reads: HashMap<Socket, VecDeque<ReadBytes>>,
     /// Connections that broke: bytes written on them are lost, or come so much later.
     broken: HashMap<Socket, Option<u64>>,
     ledger: Ledger,
@@ -331,14 +338,10 @@ impl World {
             }
             Event::ToRedis { connection, bytes } => self.arrive_at_redis(connection, bytes),
             Event::FromRedis { connection } => {
-                let bytes = self.reads.get_mut(&connection).and_then(VecDeque::pop_front);
-                let bytes = bytes.unwrap_or_default();
+                let read = self.reads.get_mut(&connection).and_then(VecDeque::pop_front);
+                let ReadBytes { bytes, say_the_time } = read.unwrap_or_default();
                 if self.is_current(connection) && !self.broken.contains_key(&connection) {
-                    // A reply to a claim has Redis's time; those are longer than others.
-                    if connection.line == Connection::Commands
-                        && bytes.starts_with(b"$")
-                        && bytes.len() > 16
-                    {
+                    if say_the_time {
                         self.workers[connection.worker].clock_known_at.get_or_insert(self.now);
                     }
                     self.workers[connection.worker].budget.renew();
@@ -399,7 +402,10 @@ impl World {
     fn worker_dies(&mut self, worker: usize) {
         self.tell(|| format!("worker {worker} dies"));
         for stream in self.streams.iter_mut().filter(|stream| stream.worker == worker) {
-            stream.exchange = None;
+            if stream.exchange.take().is_some() {
+                // What it has asked last, nobody hears the answer to.
+                self.ledger.owner_dies(stream.token);
+            }
             stream.left = true;
         }
         let envoy = self.workers[worker].envoy;
@@ -610,7 +616,9 @@ impl World {
             if ran.done.is_none() && ran.reply.get(5..).is_some_and(|rest| rest.contains(&b'L')) {
                 self.totals.too_late += u64::from(ran.reply.starts_with(b"$13"));
             }
-            if let Some(done) = &ran.done {
+            let done = ran.done.as_ref();
+            let is_claim = done.is_some_and(|done| matches!(done.command, Command::Claim { .. }));
+            if let Some(done) = done {
                 self.tell(|| format!("Redis: {:?} -> {:?}", done.command, done.verdict));
                 self.check_in_time(connection.worker, done);
                 self.ledger.redis_did(&done.command, &done.verdict, self.now);
@@ -618,11 +626,11 @@ impl World {
             }
             if let Some(key) = ran.subscribed {
                 self.subscribed.insert((connection, key));
-                self.answer_from_redis(connection, redis::message("subscribe", key));
+                self.answer_from_redis(connection, redis::message("subscribe", key), false);
             }
             if let Some(key) = ran.unsubscribed {
                 self.subscribed.remove(&(connection, key));
-                self.answer_from_redis(connection, redis::message("unsubscribe", key));
+                self.answer_from_redis(connection, redis::message("unsubscribe", key), false);
             }
             if let Some(key) = ran.published {
                 let mut told: Vec<_> = self
@@ -634,12 +642,12 @@ impl World {
                 told.sort_unstable_by_key(|to| (to.worker, to.number));
                 for to in told {
                     if !self.random.chance(self.faults.messages_lost_percent) {
-                        self.answer_from_redis(to, redis::message("message", key));
+                        self.answer_from_redis(to, redis::message("message", key), false);
                     }
                 }
             }
             if !ran.reply.is_empty() {
-                self.answer_from_redis(connection, ran.reply);
+                self.answer_from_redis(connection, ran.reply, is_claim);
             }
         }
     }
@@ -664,13 +672,16 @@ impl World {
         );
     }
 
-    fn answer_from_redis(&mut self, connection: Socket, bytes: Vec<u8>) {
+    fn answer_from_redis(&mut self, connection: Socket, bytes: Vec<u8>, say_the_time: bool) {
         let reads = self.reads.entry(connection).or_default();
         // What is on its way already may come in the same read.
         match reads.back_mut() {
-            Some(last) if self.random.chance(80) => last.extend(bytes),
+            Some(last) if self.random.chance(80) => {
+                last.bytes.extend(bytes);
+                last.say_the_time |= say_the_time;
+            }
             Some(_) | None => {
-                reads.push_back(bytes);
+                reads.push_back(ReadBytes { bytes, say_the_time });
                 let at = self.now + 1 + self.random.below(20);
                 let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
                 self.from_redis_at.insert(connection, at);
