@@ -22,6 +22,8 @@ struct Execution {
     own_lease_until: u64,
     /// From then on it may run again in its own Envoy; `None` while nothing has ended it.
     own_free_at: Option<u64>,
+    /// Its own Envoy knows of its end, whether or not Redis does.
+    end_heard: bool,
     /// It ended with an outcome that nobody knows.
     is_unknown: bool,
     completed_until: Option<u64>,
@@ -99,7 +101,16 @@ impl Ledger {
     /// Its worker is gone: its own Envoy may never have heard of the end.
     pub fn owner_dies(&mut self, token: Token) {
         if let Some(execution) = self.of(token) {
-            execution.own_free_at = None;
+            if !execution.end_heard {
+                execution.own_free_at = None;
+            }
+        }
+    }
+
+    /// The owner has a reply.
+    pub fn owner_hears(&mut self, token: Token) {
+        if let Some(execution) = self.of(token) {
+            execution.end_heard |= execution.own_free_at.is_some();
         }
     }
 
@@ -160,6 +171,7 @@ impl Ledger {
             redis_lease_until: claim.map(|(_, _, lease_until)| lease_until),
             own_lease_until: now + rule.lease,
             own_free_at: None,
+            end_heard: false,
             is_unknown: false,
             completed_until: None,
         });

@@ -827,6 +827,7 @@ impl World {
 
     fn heard(&mut self, stream: usize, reply: &Result<Reply, StoreError>) {
         self.tell(|| format!("{stream} hears {reply:?}"));
+        self.ledger.owner_hears(self.streams[stream].token);
         match reply {
             Err(_) => self.totals.store_errors += 1,
             Ok(Reply::NotOwner) => {
