@@ -18,7 +18,7 @@ export IDEMPOTENCY_IMAGE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/oci
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm trap tool schema image release test lint fmt e2e manifests demo serve bench soak \
+.PHONY: help build wasm trap tool schema image release test lint fmt e2e sim manifests demo serve bench soak \
         docker-images docker-demo docker-serve docker-test clean setup
 
 help: ## print this list
@@ -59,6 +59,9 @@ fmt: ## format the code
 
 e2e: wasm trap ## only the tests in a real Envoy; T=name picks some
 	@cargo test --locked --test e2e --test envoy -- $(T)
+
+sim: ## the simulation at length; SIM_SEEDS=… seeds of each fault, SIM_SEED=… SIM_STORY=1 tells what happens in one
+	@SIM_SEEDS=$${SIM_SEEDS:-2000} cargo test --locked -p envoy-idempotency --test simulation
 
 manifests: wasm ## only the tests of the manifests for Istio and Envoy Gateway, and of the image
 	@cargo test --locked --test manifests
