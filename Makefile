@@ -1,4 +1,4 @@
-# The only door: people and CI call these targets, and each gets what it needs by itself.
+# The only entry point: people and CI call these targets, and each builds what it needs.
 
 SHELL         := /bin/bash
 .SHELLFLAGS   := -euo pipefail -c
@@ -8,7 +8,7 @@ MAKEFLAGS     += --no-print-directory
 # Where cargo builds, and so where the module is.
 export IDEMPOTENCY_MODULE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/wasm32-wasip1/release/envoy_idempotency.wasm
 
-# One that stops when a header says so, for the tests of that alone.
+# A module that traps when a header says so, only for tests of that.
 export IDEMPOTENCY_TRAP_MODULE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/trap/wasm32-wasip1/release/envoy_idempotency.wasm
 
 # Where `make image` writes.
@@ -24,7 +24,7 @@ export RUSTDOCFLAGS ?= -D warnings
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## get the wasm32 target and an Envoy (under .tools/; ENVOY_BIN=… takes yours); quiet if there
+setup: ## get the wasm32 target and an Envoy (under .tools/; ENVOY_BIN=… uses yours); silent if they exist
 	@scripts/setup
 
 build: ## compile all crates and their tests natively
@@ -39,7 +39,7 @@ tool: ## compile the operator's tool, target/release/idempotency
 trap: setup ## compile the module that tests stop on purpose, under target/trap/
 	@scripts/build-wasm trap
 
-image: wasm ## the module as an OCI image, target/oci/, for Istio and Envoy Gateway; prints its digests
+image: wasm ## write the module as an OCI image, target/oci/, for Istio and Envoy Gateway; prints its digests
 	@scripts/image build $(IDEMPOTENCY_MODULE) $(IDEMPOTENCY_IMAGE)
 
 release: image ## fill dist/: module, image, checksums, bill of materials, manifests with the image's digest
@@ -57,19 +57,19 @@ lint: setup ## formatting, clippy natively and for wasm32, the docs; warnings ar
 fmt: ## format the code
 	@cargo fmt --all
 
-e2e: wasm trap ## the tests in a real Envoy alone; T=name picks some
+e2e: wasm trap ## only the tests in a real Envoy; T=name picks some
 	@cargo test --locked --test e2e --test envoy -- $(T)
 
-manifests: wasm ## the tests of the manifests for Istio and Envoy Gateway, and of the image, alone
+manifests: wasm ## only the tests of the manifests for Istio and Envoy Gateway, and of the image
 	@cargo test --locked --test manifests
 
-demo: wasm ## tell the story with real requests, and exit
+demo: wasm ## show the filter with real requests, and exit
 	@cargo run --quiet --locked --bin demo
 
 serve: wasm ## leave Envoy and an origin running, and print curl lines to try; Ctrl-C ends them
 	@cargo run --quiet --locked --bin demo -- --serve
 
-# Unwinding, so that a bench that fails ends its Envoys; the release profile is the module's.
+# Unwinding, so that a failed bench ends its Envoys; the release profile is the module's.
 bench: wasm ## requests/s and latency with and without the filter, from one run
 	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin bench
 
@@ -78,19 +78,19 @@ depth: wasm trap ## how many streams one callback may let go before V8's stack e
 	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin depth
 
 # Unwinding, as in the bench.
-soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 s; SOAK_SECONDS=… says how many, SOAK_STORE_ERROR=local lets Envoys decide alone
+soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 s; SOAK_SECONDS=…, SOAK_STORE_ERROR=local
 	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin soak
 
-schema: ## write config.schema.json anew, from the parser's own types and bounds
+schema: ## rewrite config.schema.json from the parser's own types and bounds
 	@cargo run --quiet --locked --bin idempotency -- schema > config.schema.json.new
 	@mv config.schema.json.new config.schema.json
-# Compose v2 where the engine's client has it, else docker-compose 1.29: asked only by targets that need it.
+# Compose v2 if the engine's client has it, else docker-compose 1.29; evaluated only by targets that need it.
 COMPOSE ?= $(shell if docker compose version >/dev/null 2>&1; then echo docker compose; else echo docker-compose; fi)
 
-docker-images: setup ## get the images of envoy/docker/compose.yaml; builds stand-ins where none can be pulled
+docker-images: setup ## get the images of envoy/docker/compose.yaml; builds substitutes for those that cannot be pulled
 	@scripts/docker-images
 
-docker-demo: wasm docker-images ## two Envoys, Redis and an origin in containers: a story, metrics, and all removed again
+docker-demo: wasm docker-images ## two Envoys, Redis and an origin in containers: real requests, metrics, and all removed again
 	@COMPOSE="$(COMPOSE)" cargo run --quiet --locked --bin docker -- --demo
 
 docker-serve: wasm docker-images ## leave these containers running, and print curl lines to try; Ctrl-C removes them

@@ -1,7 +1,7 @@
 //! An idempotency filter for Envoy.
 //!
-//! A rule says which requests it protects and how their key is made; of all the requests with one
-//! key, one runs, and the others are answered at the edge with its stored answer.
+//! A rule says which requests it protects and how to compute their key. Of all requests with the same key,
+//! one runs; Envoy answers the others with its stored answer.
 //!
 //! # The map
 //!
@@ -18,8 +18,8 @@
 //! | [`exchange`] | the machine of one request, without IO | all above, except `schedule` |
 //! | `host` | proxy-wasm callbacks → inputs; orders → hostcalls. Decides nothing. wasm32 only | all |
 //!
-//! Beside this crate stand `cli`, the operator's tool; `testkit`, what tests and tools share; and `tools`, the
-//! demo, the bench, the soak and the driver of containers.
+//! Other crates: `cli`, the operator's tool; `testkit`, shared by tests and tools; and `tools`, the demo, the
+//! bench, the soak and the driver of containers.
 //!
 //! # The driving rule
 //!

@@ -15,16 +15,16 @@ pub struct LocalReply {
     pub details: &'static str,
 }
 
-/// What a refused client is told: a problem of RFC 9457.
+/// The refusal that a client gets: a problem of RFC 9457.
 ///
 /// Never holds the raw key, the body, or a header's value: problems end up in other people's logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What is wrong.
+    /// The reason.
     pub code: Code,
     /// What is wrong with this request, in a sentence.
     pub detail: String,
-    /// Seconds after which trying again makes sense: body member and `Retry-After` header
+    /// Seconds after which a retry makes sense: body member and `Retry-After` header
     /// (RFC 9110 section 10.2.3).
     pub retry_after: Option<u64>,
     /// When the first request under the key was seen, as RFC 3339.
@@ -50,11 +50,11 @@ pub enum Code {
     KeyReused,
     /// 409: it has run; the answer was not kept.
     CompletedNotStored,
-    /// 409: it may have run; nobody can tell.
+    /// 409: it may have run; the outcome is unknown.
     OutcomeUnknown,
-    /// 409, or 307 with a place to look: the first is still running.
+    /// 409, or 307 with a `Location`: the first is still running.
     InProgress,
-    /// 503: the store failed, and the rule refuses then.
+    /// 503: the store failed, and the rule says `refuse`.
     StoreUnavailable,
     /// 403: the request claims to come from this filter itself.
     ViaRefused,
@@ -62,7 +62,7 @@ pub enum Code {
     OriginFailed,
     /// 503: a detached request could not be sent.
     OriginUnreachable,
-    /// 500: the filter is set up so that it cannot do its work, and does not pretend.
+    /// 500: Envoy's configuration keeps the filter from its work.
     Misconfigured,
 }
 
@@ -157,7 +157,7 @@ struct Members<'a> {
 }
 
 impl Problem {
-    /// A problem with nothing but its code and a sentence.
+    /// A problem with only a code and a sentence.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self {
             code,
@@ -168,13 +168,13 @@ impl Problem {
         }
     }
 
-    /// The answer that tells it.
+    /// The answer with this problem.
     pub fn into_reply(self) -> LocalReply {
         let status = self.code.status();
         self.answer(status)
     }
 
-    /// The answer that sends the client elsewhere to look: 307 keeps method and body (RFC 9110
+    /// The answer that redirects the client: 307 keeps method and body (RFC 9110
     /// section 15.4.8).
     pub fn into_redirect(self, location: Vec<u8>) -> LocalReply {
         let mut reply = self.answer(307);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn when_to_try_again_is_said_in_header_and_body() {
+    fn retry_after_is_in_header_and_body() {
         let problem = Problem {
             retry_after: Some(2),
             first_seen: Some("2026-11-24T04:06:34.120Z".to_owned()),

@@ -1,4 +1,4 @@
-//! Every metric, header and word that operators and clients see, once.
+//! Every metric, header and word that operators and clients see, defined once.
 
 mod limiter;
 
@@ -9,7 +9,7 @@ use std::fmt;
 
 /// Request and response header names this filter reads or writes, in lower case as on HTTP/2.
 pub mod header {
-    /// To the origin: how many executions have begun under this key, this one included. One sent by
+    /// To the origin: the number of executions that have begun under this key, this one included. One sent by
     /// a client is removed.
     pub const ATTEMPT: &str = "idempotency-attempt";
     /// To the client: `true` on every answer that comes from a record.
@@ -17,11 +17,11 @@ pub mod header {
     /// To the client, when `status_header` is on: the [`Outcome`](super::Outcome).
     pub const STATUS: &str = "idempotency-status";
     /// From this filter to itself, on a detached request that goes `via` a listener: a number that only
-    /// this process knows. One of a client is refused.
+    /// this process knows. A client's request with it is refused.
     pub const VIA: &str = "idempotency-via";
-    /// From this filter to itself, on the answer to such a request: whose answer it is.
+    /// From this filter to itself, on the answer to such a request: the source of the answer.
     pub const SOURCE: &str = "idempotency-source";
-    /// From the origin: `no-store` or `ttl=SECONDS`; taken off before the client.
+    /// From the origin: `no-store` or `ttl=SECONDS`; removed before the client sees it.
     pub const CONTROL: &str = "idempotency-control";
 }
 
@@ -29,20 +29,20 @@ pub mod header {
 /// `%FILTER_STATE(wasm.idempotency.outcome:PLAIN)%`.
 pub const FILTER_STATE: &str = "idempotency.outcome";
 
-/// What became of a request that a rule protects. One word each, for metric, header and log.
+/// The outcome of a request that a rule protects. One word each, for metric, header and log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// It was new: the origin runs it.
     Executed,
     /// Answered from a record.
     Replayed,
-    /// Answered from a record after it had waited for the first to finish.
+    /// Answered from a record after waiting for the first to finish.
     Waited,
     /// Refused or redirected, because the first is still running.
     Rejected,
     /// Refused: the key belongs to a different request.
     Mismatch,
-    /// Refused: the first may have run, and nobody can tell.
+    /// Refused: the first may have run, and its outcome is unknown.
     Unknown,
     /// Refused: the first has run and its answer was not kept.
     Tombstone,
@@ -55,7 +55,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// All of them, in the order of the README's table.
+    /// In the order of the README's table.
     pub const ALL: [Self; 10] = [
         Self::Executed,
         Self::Replayed,
@@ -86,17 +86,17 @@ impl Outcome {
     }
 }
 
-/// An outcome as it is reported: what happened, or (`shadow`) what would have.
+/// An outcome for metrics and logs: what happened, or (`shadow`) what would have happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Report {
-    /// What happened.
+    /// The outcome.
     pub outcome: Outcome,
-    /// It only would have: the rule says `"shadow": true`.
+    /// It only would have happened: the rule says `"shadow": true`.
     pub shadow: bool,
 }
 
 impl Report {
-    /// Every report there is, to define metrics by.
+    /// Every possible report, to define the metrics.
     pub fn all() -> impl Iterator<Item = Self> {
         Outcome::ALL.into_iter().flat_map(|outcome| {
             [false, true].into_iter().map(move |shadow| Self { outcome, shadow })
@@ -104,7 +104,7 @@ impl Report {
     }
 }
 
-/// The outcome's word, after `shadow_` when nothing was done about it.
+/// The outcome's word, with `shadow_` in front if nothing was done.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.shadow { "shadow_" } else { "" })?;
@@ -112,14 +112,14 @@ impl fmt::Display for Report {
     }
 }
 
-/// Why a request that a rule matches was left alone. One that none matches is nobody's to count.
+/// Why a request that a rule matches was left alone. Requests that match no rule are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bypass {
-    /// The connection is to become something else (WebSocket, CONNECT).
+    /// The connection is upgraded to another protocol (WebSocket, CONNECT).
     Upgrade,
     /// gRPC: its answer ends in trailers, which a replay cannot have.
     Grpc,
-    /// No key, and the rule lets those pass.
+    /// The key is absent, and the rule lets such requests pass.
     KeyAbsent,
 }
 
@@ -134,37 +134,37 @@ impl Bypass {
     }
 }
 
-/// What a line of the log is about. Lines of one kind are limited together, and begin with its word.
+/// The kind of a log line. Lines of one kind share a limit, and begin with its word.
 ///
-/// Of a key, the log has the first twelve digits of its digest; of headers, bodies and secrets nothing.
+/// The log shows the first twelve digits of a key's digest, and nothing of headers, bodies and secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Incident {
     /// A request that a rule matches was left alone.
     Bypassed,
     /// An execution was finished after its client had left.
     Detached,
-    /// The store could not say whether a request may run; `on_store_error` decided.
+    /// The store could not decide whether a request may run; `on_store_error` decided.
     StoreFailed,
-    /// An execution began after an earlier one had ended in doubt.
+    /// An execution began after an earlier one whose outcome is unknown.
     Takeover,
-    /// An execution lost its claim before its end was recorded: somebody may have taken over.
+    /// An execution lost its claim before its end was recorded: another request may have taken over.
     ClaimLost,
-    /// The end of an execution could not be written at the first try, and is tried again.
+    /// The end of an execution could not be written at the first try; the filter tries again.
     RecordNotWritten,
-    /// It never could: the key lapses into unknown.
+    /// The end of an execution was never written, until the lease and `unknown_ttl` were over: another may run.
     RecordGivenUp,
-    /// The filter cannot do its work as it is set up.
+    /// Envoy's configuration keeps the filter from its work.
     Misconfigured,
-    /// Redis is not as it should be.
+    /// Redis refuses something, is badly configured, or sends unexpected bytes.
     Redis,
-    /// Envoy would not do what it was asked to.
+    /// Envoy refused a host call.
     Host,
     /// A bug of ours.
     Unreachable,
 }
 
 impl Incident {
-    /// All of them.
+    /// Every variant, to define the metrics.
     pub const ALL: [Self; 11] = [
         Self::Bypassed,
         Self::Detached,
@@ -196,7 +196,7 @@ impl Incident {
         }
     }
 
-    /// How bad it is: debug is what goes as it should, an error is what somebody must mend.
+    /// The level of its lines: debug for normal events, error for those that an operator must fix.
     pub const fn level(self) -> Level {
         match self {
             Self::Bypassed | Self::Detached => Level::Debug,
@@ -215,33 +215,33 @@ impl Incident {
 /// A number that only grows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Counter {
-    /// Requests that a rule protects, by what became of them.
+    /// Requests that a rule protects, by outcome.
     Requests {
         /// The rule's name.
         rule: String,
-        /// What became of the request.
+        /// The request's outcome.
         report: Report,
     },
     /// Commands to the store.
     StoreOperations {
         /// The command.
         operation: Operation,
-        /// How it went.
+        /// Its result.
         result: OperationResult,
     },
     /// Records dropped before their time, to make room.
     Evictions,
     /// Answers whose record could not be written at the first try.
     RecordWriteFailures,
-    /// Executions begun after an earlier one had ended in doubt.
+    /// Executions that began after an earlier one whose outcome is unknown.
     Takeovers,
-    /// Requests that were decided by this Envoy's memory alone, because the store had failed.
+    /// Requests that only this Envoy's memory decided, because the store had failed.
     LocalFallbacks,
 }
 
 impl Counter {
     /// The metric's name for Envoy. The ABI has no labels: they are in the name, and `stats_tags`
-    /// (see `envoy/demo.yaml`) takes them out.
+    /// (see `envoy/demo.yaml`) extract them.
     pub fn name(&self) -> String {
         match self {
             Self::Requests { rule, report } => {
@@ -267,16 +267,16 @@ pub enum Operation {
     Claim,
     /// Heartbeat.
     Extend,
-    /// Keep an answer.
+    /// Record the end of an execution.
     Complete,
     /// Free a key.
     Release,
-    /// Leave word that nobody can tell.
+    /// Record an unknown outcome.
     MarkUnknown,
 }
 
 impl Operation {
-    /// All of them.
+    /// Every variant, to define the metrics.
     pub const ALL: [Self; 5] =
         [Self::Claim, Self::Extend, Self::Complete, Self::Release, Self::MarkUnknown];
 
@@ -292,21 +292,21 @@ impl Operation {
     }
 }
 
-/// How a command to the store went, for metrics.
+/// The result of a command to the store, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperationResult {
     /// Claimed, or done.
     Ok,
     /// To a claim: the key is taken.
     Exists,
-    /// To the others: the record belongs to somebody else by now.
+    /// To the others: the record belongs to another owner by now.
     NotOwner,
     /// The store failed.
     Error,
 }
 
 impl OperationResult {
-    /// All of them.
+    /// Every variant, to define the metrics.
     pub const ALL: [Self; 4] = [Self::Ok, Self::Exists, Self::NotOwner, Self::Error];
 
     /// The word for metrics.
@@ -320,9 +320,9 @@ impl OperationResult {
     }
 }
 
-/// A histogram: how long Redis took, from the question until its reply, those that came alone.
+/// A histogram: time from a command to Redis's reply, only for commands that got one.
 ///
-/// **In microseconds**, against its name and Prometheus's custom: the ABI's histograms hold whole numbers,
+/// **In microseconds**, despite its name and Prometheus's convention: the ABI's histograms hold whole numbers,
 /// and in whole seconds every reply would be zero. Divide by a million.
 pub const STORE_SECONDS: &str = "idempotency_store_seconds";
 
@@ -333,9 +333,9 @@ pub enum Gauge {
     Waiters,
     /// Open connections to Redis.
     Pipes,
-    /// Records in the tables of this Envoy's memory. One that is over counts until its place is taken.
+    /// Records in the tables of this Envoy's memory. An expired one counts until its slot is reused.
     Entries,
-    /// Bytes of these tables: records and answers, without the names that Envoy keeps them under.
+    /// Bytes of these tables: records and answers, without the names under which Envoy keeps them.
     Bytes,
 }
 
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_would_have_happened_says_shadow() {
+    fn an_outcome_that_only_would_have_happened_says_shadow() {
         let report = Report { outcome: Outcome::StoreError, shadow: true };
         assert_eq!(report.to_string(), "shadow_store_error");
         assert_eq!(Report::all().count(), 2 * Outcome::ALL.len());

@@ -1,14 +1,14 @@
-//! Points in time and lengths of time. No clock: whoever calls brings the time along.
+//! Points in time and lengths of time. No clock: the caller passes the time.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 /// A point in time on a clock that never goes back, in whole microseconds since that clock's own start.
 ///
-/// It is the clock of leases, deadlines, timers and of the table in Envoy's memory. Whoever sets the
-/// machine's wall clock must not end a lease. Two points are compared only if they come from one clock: the
+/// It is the clock of leases, deadlines, timers and of the table in Envoy's memory. A change of the machine's
+/// wall clock must not end a lease. Two points are comparable only if they come from one clock: the
 /// machine's, or, in a record as Redis holds it, that of Redis. Arithmetic saturates: a deadline that
-/// overflows is a deadline that never comes, not a wrap into the past that would free a claim.
+/// overflows never comes. If it wrapped into the past, it would free a claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
 
@@ -21,8 +21,8 @@ impl Timestamp {
         Self(millis.saturating_mul(MICROS))
     }
 
-    /// Whole milliseconds since the clock's start: the unit of records, for Redis's `TIME` and `PEXPIRE`
-    /// think in it.
+    /// Whole milliseconds since the clock's start: the unit of records, because Redis's `TIME` and `PEXPIRE`
+    /// can use it.
     pub const fn as_millis(self) -> u64 {
         self.0 / MICROS
     }

@@ -20,7 +20,7 @@ fn refusal(config: &str) -> String {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_with_its_place_what_was_found_and_what_is_wanted() {
+fn an_invalid_configuration_is_refused_with_place_found_and_wanted() {
     for case in config_cases::all() {
         let said = refusal(&case.config);
         assert!(case.is_refused_by(&said), "{}\n  is refused by {said}", case.config);
@@ -73,7 +73,7 @@ fn a_name_that_no_request_can_carry_is_refused() {
         "rules[0].match.hosts: empty, wanted at least one host, or no hosts for any"
     );
     let cookie = with(json!({ "caller": { "cookie": "a=b; c" } }), json!({}));
-    assert_eq!(refusal(&cookie), "rules[0].caller.cookie: \"a=b; c\" is no cookie name");
+    assert_eq!(refusal(&cookie), "rules[0].caller.cookie: \"a=b; c\" is not a cookie name");
 }
 
 fn secret(_: &str) -> Option<String> {
@@ -105,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn bytes_of_anybody_are_refused_and_never_panic(
+    fn any_bytes_are_refused_and_never_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         prop_assert!(Config::load(&bytes, &secret).is_err());

@@ -1,5 +1,5 @@
 //! Golden keys: `vectors/keys.json` fixes the digests of requests, so that no change of code loses
-//! the records of those who upgrade.
+//! the records of users who upgrade.
 //!
 //! Every vector also lists the frames of its pre-images, and this file digests them by itself: the
 //! golden digests are argued, not merely recorded. A digest that changes on purpose needs a new

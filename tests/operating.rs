@@ -1,4 +1,4 @@
-//! What operators are given: the page about telemetry names all there is, and the alerts fire.
+//! Texts for operators: the page about telemetry is complete, and the alerts fire.
 
 #![allow(
     clippy::panic,
@@ -16,7 +16,7 @@ use std::process::Command;
 const PAGE: &str = include_str!("../docs/telemetry.md");
 
 #[test]
-fn the_page_names_every_metric_label_and_log_word() {
+fn the_page_names_every_metric_label_and_log_kind() {
     let operation = (Operation::Claim, OperationResult::Ok);
     let report = Report { outcome: Outcome::Executed, shadow: false };
     let counters = [
@@ -54,7 +54,7 @@ fn program(variable: &str, name: &str) -> Option<PathBuf> {
 #[test]
 fn the_alerts_are_rules_and_fire_when_they_should() {
     let Some(promtool) = program("PROMTOOL", "promtool") else {
-        eprintln!("left out: there is no promtool on the path, and PROMTOOL names none");
+        eprintln!("skipped: there is no promtool on the path, and PROMTOOL names none");
         return;
     };
     for arguments in

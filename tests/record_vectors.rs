@@ -104,7 +104,7 @@ fn golden_records_are_read() {
 }
 
 #[test]
-fn what_is_no_record_is_an_error_and_never_a_miss() {
+fn bytes_that_are_not_a_record_are_an_error_and_never_a_miss() {
     for refused in vectors().refused {
         let error = codec::decode(&bytes(&refused.bytes)).unwrap_err();
         assert_eq!(format!("{error:?}"), refused.error, "{}", refused.name);
@@ -174,7 +174,7 @@ fn records() -> impl Strategy<Value = Record> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(record in records()) {
+    fn a_written_record_is_read_back(record in records()) {
         prop_assert_eq!(codec::decode(&codec::encode(&record)), Ok(record));
     }
 

@@ -1,4 +1,4 @@
-//! `check`: the module's own parser, before Envoy runs it.
+//! `check`: runs the module's own parser before Envoy does.
 
 use super::extract::Extracted;
 use super::output::print_line;
@@ -6,10 +6,10 @@ use super::{Failure, Source};
 use clap::Args;
 use envoy_idempotency::config::{Config, Rule, StoreConfig};
 
-/// Refuses what Envoy would refuse, in the same words.
+/// Refuses a configuration that Envoy would refuse, in the same words.
 ///
-/// Prints `FILE: PATH: what is wrong`, or a line for each rule. What only another part of Envoy's own
-/// configuration can make wrong, such as a cluster that does not exist, is not looked at.
+/// Prints `FILE: PATH: ERROR`, or a line for each rule. Errors outside the filter's configuration, such as a
+/// cluster that does not exist, are not detected.
 #[derive(Args)]
 pub(super) struct Check {
     #[command(flatten)]
@@ -22,7 +22,7 @@ impl Check {
         for extracted in self.source.extract()? {
             match self.source.load(&extracted) {
                 Ok(config) => print(&extracted, &config),
-                // All plugins are looked at: one run names what is wrong with each.
+                // All plugins are checked: one run reports the errors of each.
                 Err(failure) => refused.push(failure.to_string()),
             }
         }
@@ -53,13 +53,13 @@ fn print(extracted: &Extracted, config: &Config) {
     if let Some(rule) = holds.filter(|_| extracted.holds_no_headers) {
         eprintln!(
             "{}: warning: the rule {} needs the request's body: without \
-             allow_on_headers_stop_iteration: true, its every request with a body is answered 500",
+             allow_on_headers_stop_iteration: true, it answers every request with a body with 500",
             extracted.place, rule.name
         );
     }
 }
 
-/// Which requests a rule is about, in a line.
+/// The requests that a rule matches, in a line.
 pub(super) fn protects(rule: &Rule) -> String {
     let matching = &rule.matching;
     let mut text = matching.methods.join(", ");

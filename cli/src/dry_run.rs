@@ -1,12 +1,14 @@
-//! What would become of a request, by the module's own machine.
+//! What would happen to a request, by the module's own state machine.
 //!
-//! Nothing here decides: the machine of one request is fed the request and, once for each state that a
-//! record can be in, the reply of a store; what it orders is put into words.
+//! Nothing here decides. The state machine gets the request and, once for each state that a record can be in,
+//! the reply of a store; its orders become text.
 
 use super::output::Fields;
 use super::request::Request;
 use envoy_idempotency::config::{Config, Ongoing, Rule};
-use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Flow, Input, Order, Question, RequestPart, StoreReply,
+};
 use envoy_idempotency::key::{Attributes, Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
 use envoy_idempotency::reply::LocalReply;
@@ -16,7 +18,7 @@ use envoy_idempotency::time::{Timestamp, WallTime};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
-/// No matter which: nothing is asked of any store.
+/// Any time will do: no store is asked.
 const NOW: Timestamp = Timestamp::from_millis(1_000_000_000_000);
 const CAME_AT: WallTime = WallTime::from_millis(1_000_000_000_000);
 
@@ -29,25 +31,30 @@ pub(super) fn dry_run(
 ) -> DryRun {
     let exchange = Exchange::new(config.clone(), "explain".into(), Token([1; 16]), CAME_AT);
     let ends = request.body.is_empty();
-    let headers =
-        Input::RequestHeaders { headers: &request.headers, attributes, end_of_stream: ends };
+    let headers = Input::Request(RequestPart::Headers {
+        headers: &request.headers,
+        attributes,
+        end_of_stream: ends,
+    });
     let mut step = exchange.handle(headers, NOW);
     let mut run = DryRun { held: step.flow == Flow::Hold, ..DryRun::default() };
     let mut questions = run.take(&mut step.orders);
-    if !ends && step.next.wants_bytes() {
-        let body = Input::RequestBody { chunk: &request.body, end_of_stream: true };
+    if !ends && (run.held || step.next.wants_bytes()) {
+        let length = request.body.len();
+        let body =
+            Input::Request(RequestPart::Body { chunk: &request.body, length, end_of_stream: true });
         step = step.next.handle(body, NOW);
         run.held = step.flow == Flow::Hold;
-        questions = run.take(&mut step.orders);
+        questions = questions.or(run.take(&mut step.orders));
     }
-    // A waiter asks twice: it watches, and looks again.
+    // A waiting request asks twice: it watches the key, and asks again.
     for _ in 0..2 {
         let Some((question, command)) = questions else { break };
         if let Command::Claim { key, fingerprint, .. } = &command {
             run.claim = Some((*key, *fingerprint));
         }
         let reply = meets.reply(&command);
-        step = step.next.handle(Input::StoreReplied { question, reply }, NOW);
+        step = step.next.handle(Input::Store(StoreReply { question, reply }), NOW);
         run.held = step.flow == Flow::Hold;
         questions = run.take(&mut step.orders);
     }
@@ -55,7 +62,7 @@ pub(super) fn dry_run(
     run
 }
 
-/// What the request meets in the store.
+/// What the request finds in the store.
 #[derive(PartialEq)]
 pub(super) enum Meets {
     Nothing,
@@ -105,10 +112,10 @@ impl Meets {
     }
 }
 
-/// What the machine has ordered.
+/// The orders of the machine.
 #[derive(Default)]
 pub(super) struct DryRun {
-    /// The key and the fingerprint, if it has got as far as the store.
+    /// The key and the fingerprint, if it has reached the store.
     pub(super) claim: Option<(Key, Fingerprint)>,
     outcome: Option<Outcome>,
     shadow: bool,
@@ -122,7 +129,7 @@ pub(super) struct DryRun {
 }
 
 impl DryRun {
-    /// Notes the orders, and gives the question to the store that is among them.
+    /// Records the orders, and returns the command to the store among them.
     fn take(&mut self, orders: &mut Vec<Order>) -> Option<(Question, Command)> {
         let mut asked = None;
         for order in orders.drain(..) {
@@ -176,7 +183,7 @@ impl DryRun {
     pub(super) fn without_rule(&self) -> Value {
         match &self.answer {
             Some(answer) => json!({ "then": answered(answer), "status": answer.status }),
-            None => json!({ "then": "goes on untouched: no rule protects it" }),
+            None => json!({ "then": "goes on untouched: no rule matches" }),
         }
     }
 
@@ -201,13 +208,13 @@ impl DryRun {
                     max.as_secs_f64()
                 ),
                 Ongoing::Requeue { delay, attempts } => format!(
-                    "is looked at again, {attempts} times every {} s, and answered 409 in-progress then",
+                    "polls {attempts} times, every {} s, and is answered 409 in-progress then",
                     delay.as_secs_f64()
                 ),
                 Ongoing::Reject | Ongoing::Redirect { .. } => "is held".to_owned(),
             }
         } else if self.shadow {
-            "goes on untouched: the rule only watches".to_owned()
+            "goes on untouched: the rule is in shadow mode".to_owned()
         } else {
             match self.outcome {
                 Some(Outcome::StoreError) => "goes on, unprotected".to_owned(),
@@ -215,7 +222,7 @@ impl DryRun {
             }
         };
         match self.log.first() {
-            // Why it does not get as far as the store.
+            // Why it does not reach the store.
             Some(log) if self.claim.is_none() => format!("{words} ({log})"),
             Some(_) | None => words,
         }

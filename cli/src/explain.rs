@@ -1,4 +1,4 @@
-//! `explain`: what would become of a request, by the module's own machine.
+//! `explain`: what would happen to a request, by the module's own state machine.
 
 use super::check::protects;
 use super::dry_run::{Meets, dry_run};
@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// Says which rule protects a request, its key, and what would become of it.
+/// Shows which rule protects a request, its key, and what would happen to it.
 ///
 /// The request is HTTP/1.1 as on the wire: a request line, headers, an empty line, the body. Without
-/// content-length, all that follows is the body, an editor's last line end included. What Envoy does to a
-/// request before the filter sees it (normalising its path, other filters) is not done here.
+/// content-length, everything that follows is the body, an editor's last line end included. Envoy's own
+/// changes to a request (normalised path, other filters) are not applied.
 #[derive(Args)]
 pub(super) struct Explain {
     #[command(flatten)]
@@ -29,14 +29,14 @@ pub(super) struct Explain {
     /// Which plugin, if the file holds several, counted from 1.
     #[arg(long, value_name = "NUMBER")]
     plugin: Option<usize>,
-    /// What the route's metadata says: a rule's name, or off.
+    /// The rule in the route's metadata: a rule's name, or off.
     #[arg(long, value_name = "RULE")]
     route: Option<String>,
     /// The URI SAN of the client's certificate, for a rule with "caller": "peer".
     #[arg(long, value_name = "URI")]
     peer: Option<String>,
-    /// What earlier filters left as dynamic metadata, e.g.
-    /// envoy.filters.http.jwt_authn/payload/sub=alice; the steps of the path are parted by slashes.
+    /// Dynamic metadata of earlier filters, e.g. envoy.filters.http.jwt_authn/payload/sub=alice; slashes
+    /// separate the steps of the path.
     #[arg(long, value_name = "PATH=VALUE", value_parser = super::variables::pair)]
     metadata: Vec<(String, String)>,
     /// Print the values of the key's parts, which are the client's own.
@@ -94,7 +94,7 @@ impl Explain {
                     output.put("fingerprint", hex(&fingerprint.0));
                 }
                 let would = Meets::ALL.iter().filter(|meets| {
-                    // Nothing differs where nothing is compared.
+                    // Without a fingerprint, no request differs.
                     **meets != Meets::Another || rule.key.fingerprint != FingerprintPlan::Nothing
                 });
                 let would = would.map(|meets| {
@@ -128,7 +128,7 @@ impl Explain {
         from.put("from", caller(&rule.key.caller));
         if rule.key.caller != CallerSource::Anyone {
             let digest = rule.key.caller_in(head, config.secret.as_ref()).ok();
-            // Enough to tell two callers apart, as in the filter's own log.
+            // Enough to distinguish two callers, as in the filter's own log.
             let digest = digest.map(|digest| Key(digest).to_string());
             from.put("digest", digest);
         }
@@ -220,7 +220,7 @@ fn hex(bytes: &[u8; 32]) -> String {
     format!("{:x}", Key(*bytes))
 }
 
-/// The same for people: a name and a value a line.
+/// The same for people: a name and a value per line.
 fn print(output: &Value) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let line = |name: &str, value: &str| print_line(format_args!("{name:<12} {value}"));

@@ -9,18 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 
-/// The root context that is the filter; `redis_bridge`, in the same module, has no configuration.
+/// The filter's root context; `redis_bridge`, in the same module, has no configuration.
 const ROOT_ID: &str = "idempotency";
 
 /// A configuration of the filter.
 pub(super) struct Extracted {
-    /// Where it is from, for messages.
+    /// Its source, for messages.
     pub(super) place: String,
     /// As the module gets it: JSON, or a `Struct` on the wire.
     pub(super) bytes: Vec<u8>,
     /// The variables that its VM gets; `None` when the configuration stands alone.
     pub(super) handed: Option<Handed>,
-    /// What in the plugin around it is wrong, if something is.
+    /// The error in the plugin around it, if there is one.
     pub(super) holds_no_headers: bool,
 }
 
@@ -40,7 +40,7 @@ impl Source {
         let bytes = read(&self.config)?;
         let documents = match documents(&self.config, &bytes) {
             Ok(documents) => documents,
-            // The module's parser has the better words for what is no JSON.
+            // The module's parser has better messages for a text that is not JSON.
             Err(NoDocument::Json) => return Ok(vec![Extracted::alone(place, bytes)]),
             Err(NoDocument::Yaml(why)) => {
                 return Err(Failure::Refused(format!("{place}: not YAML: {why}")));
@@ -61,7 +61,7 @@ impl Source {
                     Ok(vec![Extracted::alone(place, bytes)])
                 }
                 _ => Err(Failure::Refused(format!(
-                    "{place}: holds no plugin with root_id: {ROOT_ID}, and is no configuration of one"
+                    "{place}: holds no plugin with root_id: {ROOT_ID}, and is not a configuration of one"
                 ))),
             };
         }
@@ -80,7 +80,7 @@ impl Extracted {
     }
 }
 
-/// What a file is called in messages.
+/// The name of a file in messages.
 pub(super) fn name(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }
@@ -101,8 +101,7 @@ enum NoDocument {
     Yaml(String),
 }
 
-/// By its name, else by its first letter: every JSON text is YAML, too, but not with the same words for
-/// what is wrong with it.
+/// By its name, else by its first letter: every JSON text is also YAML, but the error messages differ.
 fn is_json(path: &Path, bytes: &[u8]) -> bool {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("json") => true,
@@ -132,7 +131,7 @@ fn documents(path: &Path, bytes: &[u8]) -> Result<Vec<Value>, NoDocument> {
     Ok(documents)
 }
 
-/// Whether this is something that configurations are wrapped in, rather than one.
+/// Whether this wraps configurations, rather than being one.
 fn is_envelope(document: &Value) -> bool {
     const MARKS: [&str; 8] = [
         "static_resources",
@@ -203,7 +202,7 @@ fn plugin(fields: &Map<String, Value>, place: &str) -> Result<Option<Extracted>,
     Ok(None)
 }
 
-/// What is in the `Any` of a plugin, as Envoy hands it to the module.
+/// The content of a plugin's `Any`, as Envoy passes it to the module.
 fn unpack(any: &Value, place: &str) -> Result<Vec<u8>, Failure> {
     let value = any.get("value");
     let kind = any.get("@type").and_then(Value::as_str).unwrap_or_default();
@@ -230,7 +229,7 @@ fn protobuf(value: &Value) -> prost_types::Value {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(truth) => Kind::BoolValue(*truth),
-        // A Struct knows doubles alone.
+        // A Struct has only doubles.
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
         Value::String(text) => Kind::StringValue(text.clone()),
         Value::Array(items) => {
@@ -241,7 +240,7 @@ fn protobuf(value: &Value) -> prost_types::Value {
     prost_types::Value { kind: Some(kind) }
 }
 
-/// Both control planes hand over their structures as JSON text.
+/// Both control planes pass their structures as JSON text.
 fn json(config: Option<&Value>) -> Vec<u8> {
     config.map(|config| config.to_string().into_bytes()).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! The operator's tool: checks a configuration before Envoy sees it, explains what would become of a
-//! request, and shows or forgets what Redis keeps under a key.
+//! The operator's tool: checks a configuration before Envoy loads it, explains what would happen to a
+//! request, and shows or deletes records in Redis.
 
 mod check;
 mod dry_run;
@@ -16,10 +16,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Checks, explains and looks after the idempotency filter for Envoy.
+/// Checks configurations of the idempotency filter for Envoy, explains requests, and manages records in
+/// Redis.
 ///
-/// Exit code 0: done, or nothing is wrong. 1: refused, or not found. 2: it could not be tried (no such
-/// file, Redis out of reach, arguments that make no sense).
+/// Exit code 0: done, or nothing is wrong. 1: refused, or not found. 2: the command could not run (no such
+/// file, Redis cannot be reached, invalid arguments).
 #[derive(Parser)]
 #[command(name = "idempotency", version)]
 struct Cli {
@@ -29,39 +30,39 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Refuses what Envoy would refuse, in the same words.
+    /// Refuses a configuration that Envoy would refuse, in the same words.
     Check(check::Check),
-    /// Says which rule protects a request, its key, and what would become of it.
+    /// Shows which rule protects a request, its key, and what would happen to it.
     Explain(explain::Explain),
     /// Shows the record of a key.
     Show(records::Show),
-    /// Deletes the record of a key: a duplicate that comes later runs.
+    /// Deletes the record of a key: a later duplicate runs.
     Forget(records::Forget),
     /// Prints the JSON Schema of the configuration.
     Schema,
 }
 
-/// Where a configuration is, and what its variables are.
+/// Where a configuration is, and the values of its variables.
 #[derive(Args)]
 struct Source {
     /// JSON or YAML: a plugin configuration, or a bootstrap or manifest that holds some; `-` is standard
     /// input.
     config: PathBuf,
-    /// A variable that the configuration names (secret_env, password_env); else the process's own
-    /// environment is asked.
+    /// A variable that the configuration names (secret_env, password_env). Other variables are read from the
+    /// tool's own environment.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variables::pair)]
     variables: Vec<(String, String)>,
-    /// Take variables that are not set here for set and good, as an admission check without secrets must.
+    /// Treat variables that are not set here as set and valid, for an admission check without secrets.
     #[arg(long)]
     assume_env: bool,
 }
 
-/// Why a command ends without having done its work.
+/// Why a command failed.
 #[derive(Debug)]
 enum Failure {
-    /// Somebody has to change something: exit code 1.
+    /// The input must change: exit code 1.
     Refused(String),
-    /// It could not be tried: exit code 2.
+    /// The command could not run: exit code 2.
     Untried(String),
 }
 

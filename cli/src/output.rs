@@ -1,4 +1,4 @@
-//! What a command prints, for people and as JSON alike.
+//! Output of a command, as text and as JSON.
 
 use serde_json::{Map, Value};
 use std::fmt::Display;
@@ -21,12 +21,12 @@ impl From<Fields> for Value {
     }
 }
 
-/// A line of output. Who reads no further, as `head` does, has what it wants: that is no fault.
+/// Prints a line. A closed pipe, as from `head`, is no error.
 pub(super) fn print_line(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// What a client or an origin sent, so that it cannot speak to the terminal.
+/// Text from a client or an origin, escaped so that it cannot control the terminal.
 pub(super) fn plain(text: &str) -> String {
     let letter = |letter: char| {
         if letter.is_control() && letter != '\n' && letter != '\t' {

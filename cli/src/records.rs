@@ -6,12 +6,12 @@ use super::server::{Server, Target};
 use clap::Args;
 use envoy_idempotency::record::codec::{self, TOKEN};
 use envoy_idempotency::record::{Head, Kept, Record, State};
-use envoy_idempotency::store::life;
+use envoy_idempotency::store::transitions;
 use envoy_idempotency::time::{Timestamp, WallTime};
 use serde_json::Value;
 use std::io::{BufRead, IsTerminal, Write};
 
-/// Shows the record of a key: its state, its deadline, what is kept of the answer.
+/// Shows the record of a key: its state, its deadline, the kept part of the answer.
 #[derive(Args)]
 pub(super) struct Show {
     #[command(flatten)]
@@ -24,10 +24,9 @@ pub(super) struct Show {
     json: bool,
 }
 
-/// Deletes the record of a key: a duplicate that comes later runs.
+/// Deletes the record of a key: a later duplicate runs.
 ///
-/// It asks first. Each Envoy goes on replaying what it has in its own memory, for up to
-/// store.redis.local.ttl.
+/// It asks first. Each Envoy replays records from its own memory for up to store.redis.local.ttl afterwards.
 #[derive(Args)]
 pub(super) struct Forget {
     #[command(flatten)]
@@ -35,7 +34,8 @@ pub(super) struct Forget {
     /// Do not ask.
     #[arg(long)]
     yes: bool,
-    /// Forget even an execution that is running, or what cannot be read: a duplicate may run beside it.
+    /// Delete the record even if the execution is running or the record cannot be read: a duplicate may run
+    /// beside it.
     #[arg(long)]
     force: bool,
 }
@@ -70,25 +70,27 @@ impl Forget {
                 print_line(format_args!("{}", warning(&standing)));
                 if matches!(standing, Standing::Ongoing) && !self.force {
                     return Err(Failure::Refused(format!(
-                        "{name}: an execution is running, and is not forgotten without --force"
+                        "{name}: an execution is running; use --force to delete its record"
                     )));
                 }
             }
             Err(error) if !self.force => {
                 return Err(Failure::Refused(format!(
-                    "{name}: {error}; it may be a claim, and is not forgotten without --force"
+                    "{name}: {error}; it may be a claim; use --force to delete it"
                 )));
             }
             Err(error) => print_line(format_args!("{name}: {error}")),
         }
         self.confirm()?;
-        // Version, state and token: a heartbeat changes none of them, and everything else does.
+        // Version, state and token: a heartbeat changes none of them, and every other change does.
         let start = bytes.get(..TOKEN.end).unwrap_or(&bytes);
         if server.delete(&name, start)? {
             print_line(format_args!("forgotten"));
             Ok(())
         } else {
-            Err(Failure::Refused(format!("{name}: changed in the meantime, and left; look again")))
+            Err(Failure::Refused(format!(
+                "{name}: changed in the meantime, not deleted; show it again"
+            )))
         }
     }
 
@@ -98,14 +100,14 @@ impl Forget {
         }
         let stdin = std::io::stdin();
         if !stdin.is_terminal() {
-            return Err(Failure::Refused("nobody to ask: say --yes".to_owned()));
+            return Err(Failure::Refused("standard input is not a terminal: use --yes".to_owned()));
         }
         print!("forget it? [y/N] ");
         let mut answer = String::new();
         let read = std::io::stdout().flush().and_then(|()| stdin.lock().read_line(&mut answer));
         match read {
             Ok(_) if ["y", "yes"].contains(&answer.trim()) => Ok(()),
-            Ok(_) | Err(_) => Err(Failure::Refused("left as it is".to_owned())),
+            Ok(_) | Err(_) => Err(Failure::Refused("not deleted".to_owned())),
         }
     }
 }
@@ -115,11 +117,11 @@ fn find(server: &mut Server, name: &str) -> Result<Vec<u8>, Failure> {
     found.ok_or_else(|| Failure::Refused(format!("no record: {name}")))
 }
 
-/// What a record is to a duplicate that comes now.
+/// The state in which a duplicate would find the record now.
 enum Standing {
     /// It runs.
     Ongoing,
-    /// It may have run, until then.
+    /// It may have run; unknown until then.
     Unknown(Timestamp),
     /// Its outcome is kept.
     Finished,
@@ -127,9 +129,9 @@ enum Standing {
     Free,
 }
 
-/// By the rules that every store goes by.
+/// By the transition rules of every store.
 fn standing(head: &Head, now: Timestamp) -> Standing {
-    match life::as_it_stands(head, now).map(|head| head.state) {
+    match transitions::as_it_stands(head, now).map(|head| head.state) {
         Some(State::Ongoing { .. }) => Standing::Ongoing,
         Some(State::Unknown { until }) => Standing::Unknown(until),
         Some(State::Finished { .. }) => Standing::Finished,
@@ -140,12 +142,12 @@ fn standing(head: &Head, now: Timestamp) -> Standing {
 fn warning(standing: &Standing) -> &'static str {
     match standing {
         Standing::Ongoing => {
-            "WARNING: an execution is running. Once forgotten, a duplicate runs beside it, and what it ends \
-             with is not kept."
+            "WARNING: an execution is running. Once forgotten, a duplicate runs beside it, and its outcome \
+             is not kept."
         }
         Standing::Unknown(_) => {
             "WARNING: it may have been executed. Once forgotten, the next request with this key runs, and the \
-             origin is not told that it is a second attempt."
+             origin cannot see that it is a second attempt."
         }
         Standing::Finished => "WARNING: it has been executed. Once forgotten, a retry runs again.",
         Standing::Free => "The key is free already; only its count of attempts is lost.",
@@ -199,7 +201,7 @@ fn describe(name: &str, record: &Record, now: Timestamp, reveal: bool) -> Value 
     output.into()
 }
 
-/// The same for people: a name and a value a line.
+/// The same for people: a name and a value per line.
 fn print(output: &Value) {
     let text = |field: &str| match output.get(field) {
         Some(Value::String(text)) => Some(text.clone()),

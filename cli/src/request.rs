@@ -2,7 +2,7 @@
 
 use super::Failure;
 
-/// Far beyond what Envoy lets through by default (100).
+/// Far above Envoy's default limit (100).
 const MOST_HEADERS: usize = 256;
 
 /// A request.
@@ -14,7 +14,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Reads a request; lines may end with LF alone, as an editor leaves them.
+    /// Reads a request; lines may end with only LF, as in an editor.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Failure> {
         let refused = |why: String| Failure::Refused(format!("request: {why}"));
         let mut parsed = [httparse::EMPTY_HEADER; MOST_HEADERS];
@@ -36,15 +36,14 @@ impl Request {
                 // RFC 9112 section 3.2.2: the target's authority comes before the field.
                 "host" => host = host.or_else(|| Some(header.value.to_vec())),
                 "transfer-encoding" => {
-                    let why =
-                        "transfer-encoding: give the body plain, with or without content-length";
+                    let why = "transfer-encoding is not supported: give the plain body, with or without content-length";
                     return Err(refused(why.to_owned()));
                 }
                 _ => headers.push((name.into_bytes(), header.value.to_vec())),
             }
         }
         let upgrades = headers.iter().any(|(name, _)| name == b"upgrade");
-        // Envoy keeps this one for upgrades alone.
+        // Envoy keeps this header only for upgrades.
         headers.retain(|(name, _)| upgrades || name != b"connection");
         let pseudo = [
             (":method", method.as_bytes()),
@@ -70,7 +69,7 @@ fn split(target: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// What `content-length` says, else all that follows.
+/// As many bytes as `content-length` says, else all that follow.
 fn body(rest: &[u8], headers: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<u8>, String> {
     let Some((_, said)) = headers.iter().find(|(name, _)| name == b"content-length") else {
         return Ok(rest.to_vec());
@@ -78,9 +77,9 @@ fn body(rest: &[u8], headers: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<u8>, String> 
     let length: usize = std::str::from_utf8(said)
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .ok_or("content-length is no number")?;
+        .ok_or("content-length is not a number")?;
     let body = rest.get(..length).ok_or_else(|| {
-        format!("content-length is {length}, and {} bytes follow the headers", rest.len())
+        format!("content-length is {length}, but {} bytes follow the headers", rest.len())
     })?;
     Ok(body.to_vec())
 }

@@ -1,4 +1,4 @@
-//! A Redis, as an operator reaches it.
+//! The operator's connection to Redis.
 
 use super::Failure;
 use clap::Args;
@@ -7,30 +7,30 @@ use redis::{Connection, ConnectionInfo, IntoConnectionInfo, RedisError, TlsCerti
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long a connection and each command may take: a person waits.
+/// The timeout of a connection and of each command: a person waits.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// As many digits as a log line has of a key; two keys with the same are next to impossible.
+/// As many digits of a key as in a log line; two keys with the same digits are extremely unlikely.
 const FEWEST_DIGITS: usize = 12;
 const ALL_DIGITS: usize = 64;
 
 /// Holds the password, so that it is not in the list of processes.
 const PASSWORD: &str = "REDIS_PASSWORD";
 
-/// Which key, and in which Redis.
+/// The key and its Redis.
 #[derive(Args)]
 pub(super) struct Target {
-    /// The key: its name in Redis, its 64 hexadecimal digits, or 12 or more of the first of them, as in a
-    /// log line. With fewer than 64, all names of one server are gone through (SCAN).
+    /// The key: its name in Redis, its 64 hexadecimal digits, or the first 12 or more of them, as in a log
+    /// line. With fewer than 64, all names of one server are scanned (SCAN).
     key: String,
     /// `redis://[USER[:PASSWORD]@]HOST[:PORT][/DB]`, or `rediss://` with TLS. The password may be in the
     /// variable REDIS_PASSWORD instead.
     #[arg(long, value_name = "URL")]
     redis: String,
-    /// What the names of all keys begin with: store.redis.prefix.
+    /// The prefix of all keys' names: store.redis.prefix.
     #[arg(long, default_value = "idem:")]
     prefix: String,
-    /// The authority that Redis's certificate is from, as PEM; else the system's own.
+    /// The certificate authority of Redis's certificate, as PEM; by default the system's own.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }
@@ -45,10 +45,10 @@ pub(super) struct Server {
 impl Target {
     pub(super) fn connect(&self) -> Result<Server, Failure> {
         let info = self.redis.as_str().into_connection_info();
-        // The error's own words may hold the URL, and with it the password.
+        // The error's own text may hold the URL, and with it the password.
         let info = info.map_err(|_| {
             let wanted = "wanted redis://[USER[:PASSWORD]@]HOST[:PORT][/DB], or rediss://";
-            Failure::Untried(format!("--redis: no such URL, {wanted}"))
+            Failure::Untried(format!("--redis: not a valid URL, {wanted}"))
         })?;
         let address = info.addr().to_string();
         let failed = |error: RedisError| unreachable(&address, &error);
@@ -56,13 +56,13 @@ impl Target {
             self.client(info)?.get_connection_with_timeout(PATIENCE).map_err(failed)?;
         connection.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         connection.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-        // A proxy in front may connect, and only then find out.
+        // A proxy in front may accept the connection and fail only then.
         let _: (u64, u64) = redis::cmd("TIME").query(&mut connection).map_err(failed)?;
         Ok(Server { connection, address })
     }
 
     fn client(&self, info: ConnectionInfo) -> Result<redis::Client, Failure> {
-        // A user who may do no more than the filter may not do CLIENT SETINFO.
+        // A user with only the filter's rights may not run CLIENT SETINFO.
         let mut settings = info.redis_settings().clone().set_skip_set_lib_name();
         let password = std::env::var(PASSWORD).ok().filter(|password| !password.is_empty());
         if let (None, Some(password)) = (settings.password(), password) {
@@ -99,7 +99,7 @@ impl Target {
         let digits = key.strip_prefix(self.prefix.as_str()).unwrap_or(key);
         if digits.len() < FEWEST_DIGITS || digits.len() > ALL_DIGITS || !is_hex(digits) {
             return Err(Failure::Untried(format!(
-                "{key:?} is no key, wanted its name in Redis, its {ALL_DIGITS} hexadecimal digits, or at \
+                "{key:?} is not a key, wanted its name in Redis, its {ALL_DIGITS} hexadecimal digits, or at \
                  least {FEWEST_DIGITS} of the first of them"
             )));
         }
@@ -110,7 +110,7 @@ impl Target {
                 "{} keys begin with {digits}: give more digits",
                 found.len().saturating_add(1)
             ))),
-            (None, _) => Err(Failure::Refused(format!("no record: nothing begins with {digits}"))),
+            (None, _) => Err(Failure::Refused(format!("no record: no key begins with {digits}"))),
         }
     }
 }
@@ -119,7 +119,7 @@ fn is_hex(digits: &str) -> bool {
     digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// What to say of a Redis that does not do as it is asked. What the user may not do is in its own words.
+/// The message for a Redis that cannot be reached or refuses. Redis's own text names missing rights.
 fn unreachable(address: &str, error: &RedisError) -> Failure {
     let why = if error.is_timeout() {
         format!("no answer within {} s", PATIENCE.as_secs())
@@ -130,7 +130,7 @@ fn unreachable(address: &str, error: &RedisError) -> Failure {
 }
 
 impl Server {
-    /// Redis's time: leases and deadlines are counted by it.
+    /// Redis's time, on which leases and deadlines are based.
     pub(super) fn now(&mut self) -> Result<Timestamp, Failure> {
         let (seconds, micros): (u64, u64) = self.ask(&redis::cmd("TIME"))?;
         Ok(Timestamp::from_millis(seconds.saturating_mul(1000).saturating_add(micros / 1000)))
@@ -141,7 +141,8 @@ impl Server {
         self.ask(redis::cmd("GET").arg(name))
     }
 
-    /// Deletes what stands under a name if it still begins like this, and tells who waits for its end.
+    /// Deletes the value under a name if it still begins with these bytes, and wakes the requests that wait
+    /// for its end.
     pub(super) fn delete(&mut self, name: &str, start: &[u8]) -> Result<bool, Failure> {
         const SCRIPT: &str = "if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end \
                               redis.call('DEL', KEYS[1]) \
@@ -152,7 +153,7 @@ impl Server {
 
     /// All names that begin like this.
     fn names(&mut self, prefix: &str, digits: &str) -> Result<Vec<String>, Failure> {
-        // What a prefix may hold beyond letters is not meant as a pattern.
+        // Other characters than letters in a prefix are not a pattern.
         let literal: String = prefix
             .chars()
             .flat_map(|letter| {
@@ -173,7 +174,7 @@ impl Server {
                 break;
             }
         }
-        // SCAN may say a name twice.
+        // SCAN may return a name twice.
         found.sort();
         found.dedup();
         Ok(found)

@@ -3,7 +3,7 @@
 use super::Source;
 use super::extract::{Extracted, Handed};
 
-/// Stands in for a variable that is not set here: as long as the longest secret that is asked for.
+/// Stands for a variable that is not set here: as long as the longest minimum for a secret.
 const ASSUMED: &str = "assumed-0123456789abcdef";
 
 /// Reads `NAME=VALUE`.
@@ -15,10 +15,10 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl Source {
-    /// What the module finds under a name.
+    /// The value that the module finds under a name.
     ///
-    /// A plugin sees what its `vm_config` hands it, and no more: a variable that is missing there is
-    /// missing in Envoy, whatever is set or assumed here.
+    /// A plugin sees only the variables in its `vm_config`: one that is missing there is missing in Envoy,
+    /// even if it is set or assumed here.
     pub(super) fn variable(&self, extracted: &Extracted, name: &str) -> Option<String> {
         let outside = || {
             let given = self.variables.iter().find(|(known, _)| known == name);

@@ -33,7 +33,7 @@ fn write(path: &Path, contents: impl AsRef<[u8]>) -> &str {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_finds_shows_and_forgets_what_an_envoy_has_written() {
+async fn it_finds_shows_and_forgets_a_record_of_an_envoy() {
     let redis = Redis::tls("open sesame").await;
     let origin = Origin::start().await;
     let bootstrap = Bootstrap::redis_tls(&redis);

@@ -37,12 +37,12 @@ const BEYOND_A_SCHEMA: [&str; 16] = [
     "wanted 1B to 8MiB",
     "runs backwards",
     // Names and parts that must fit each other.
-    "is no capture of match.path",
+    "is not a capture of match.path",
     "is the name of rules[0], too",
-    "no body is both",
-    "of no use",
+    "a body is never both",
+    "has no effect",
     "needs store.redis",
-    "no password_env for it",
+    "needs a password_env",
     // The environment.
     "secret_env: ",
     // Syntaxes of our own.
@@ -56,7 +56,7 @@ fn the_committed_schema_is_the_parsers_own() {
 }
 
 #[test]
-fn what_is_refused_by_the_parser_is_refused_by_the_schema_as_far_as_a_schema_can() {
+fn the_schema_refuses_what_the_parser_refuses_as_far_as_a_schema_can() {
     let schema = schema();
     let mut refused = 0;
     let mut used = [false; BEYOND_A_SCHEMA.len()];

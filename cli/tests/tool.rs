@@ -85,7 +85,7 @@ fn string(config: &str) -> Value {
 }
 
 #[test]
-fn check_refuses_what_the_module_refuses_in_the_same_words() {
+fn check_refuses_like_the_module_in_the_same_words() {
     for (number, case) in config_cases::all().into_iter().enumerate() {
         let file = File::new(&format!("bad-{number}.json"), &case.config);
         let ran = run_with(&["check", file.path()], "", &SECRETS);
@@ -123,7 +123,7 @@ fn check_finds_a_configuration_in_a_bootstrap_as_a_string_or_a_struct() {
 }
 
 #[test]
-fn check_says_what_each_rule_protects() {
+fn check_prints_the_requests_that_each_rule_protects() {
     let file = project_path("envoy/redis.yaml");
     let file = file.to_str().unwrap();
     let ran = run(&["check", file], "");
@@ -259,7 +259,7 @@ fn explained(config: &str, request: &str, more: &[&str]) -> Value {
 }
 
 #[test]
-fn explain_says_what_a_key_is_made_of_and_what_would_happen() {
+fn explain_shows_the_parts_of_a_key_and_what_would_happen() {
     let said = explained(&transitions(json!({})), REQUEST, &[]);
     assert_eq!(
         (&said["rule"], &said["caller"]["from"]),
@@ -288,7 +288,7 @@ fn explain_says_what_a_key_is_made_of_and_what_would_happen() {
 }
 
 #[test]
-fn explain_follows_the_rule_in_what_a_duplicate_gets() {
+fn explain_follows_the_rule_for_duplicates() {
     let ongoing = |more: Value| {
         let said = explained(&transitions(more), REQUEST, &[]);
         said["would"]["ongoing"]["then"].as_str().unwrap().to_owned()
@@ -296,7 +296,7 @@ fn explain_follows_the_rule_in_what_a_duplicate_gets() {
     let wait = ongoing(json!({ "ongoing": { "wait": { "max": "10s" } } }));
     assert!(wait.starts_with("waits for the first to finish, at most 10 s"), "{wait}");
     let requeue = json!({ "ongoing": { "requeue": { "delay": "500ms", "attempts": 3 } } });
-    assert!(ongoing(requeue).starts_with("is looked at again, 3 times every 0.5 s"));
+    assert!(ongoing(requeue).starts_with("polls 3 times, every 0.5 s"));
     let redirect = ongoing(json!({ "ongoing": { "redirect": { "to": "/orders/{order}" } } }));
     assert!(redirect.contains("307") && redirect.contains("location: /orders/7"), "{redirect}");
     let detached = json!({ "execution": { "detached": { "timeout": "5s" } } });
@@ -320,7 +320,7 @@ fn explain_follows_the_rule_in_what_a_duplicate_gets() {
 }
 
 #[test]
-fn explain_shows_values_only_when_it_is_told_to() {
+fn explain_shows_values_only_with_reveal() {
     let file = File::new("reveal.json", &transitions(json!({})));
     for more in [&[][..], &["--json"]] {
         let ran = run(&[&["explain", file.path()][..], more].concat(), REQUEST);
@@ -341,15 +341,15 @@ fn explain_says_why_a_request_gets_no_key() {
         said["would"]["always"]["then"].as_str().unwrap().to_owned()
     };
     let get = REQUEST.replace("POST", "GET");
-    assert_eq!(always(&get, &[]), "goes on untouched: no rule protects it");
-    assert_eq!(always(REQUEST, &["--route", "off"]), "goes on untouched: no rule protects it");
+    assert_eq!(always(&get, &[]), "goes on untouched: no rule matches");
+    assert_eq!(always(REQUEST, &["--route", "off"]), "goes on untouched: no rule matches");
     assert!(always(REQUEST, &["--route", "x"]).starts_with("is answered 500 misconfigured"));
     let no_caller = REQUEST.replace("Authorization", "X-Authorization");
     assert!(always(&no_caller, &[]).starts_with("is answered 400 caller-missing"));
     let no_part = REQUEST.replace("from", "form");
     assert!(always(&no_part, &[]).starts_with("is answered 400 key-missing"));
     let grpc = REQUEST.replace("application/json", "application/grpc");
-    assert!(always(&grpc, &[]).starts_with("goes on untouched (r: left alone: "));
+    assert!(always(&grpc, &[]).starts_with("goes on untouched (r: bypassed: "));
     let peer = transitions(json!({ "caller": "peer" }));
     let said = explained(&peer, REQUEST, &["--peer", "spiffe://a/b"]);
     assert!(said.get("key").is_some(), "{said}");
@@ -397,7 +397,7 @@ fn complete(store: &Store) {
 }
 
 #[test]
-fn show_tells_a_records_state_and_forget_deletes_it() {
+fn show_prints_a_records_state_and_forget_deletes_it() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let url = format!("redis://127.0.0.1:{}", server.port);
@@ -437,7 +437,10 @@ fn show_tells_a_records_state_and_forget_deletes_it() {
     assert!(text.contains("a body") && text.contains("x-hush: value"), "{text}");
 
     let asked = tool("forget", &digits, &[]);
-    assert_eq!((asked.code, asked.err.as_str()), (1, "nobody to ask: say --yes\n"));
+    assert_eq!(
+        (asked.code, asked.err.as_str()),
+        (1, "standard input is not a terminal: use --yes\n")
+    );
     let forgotten = tool("forget", &digits, &["--yes"]);
     assert_eq!(forgotten.code, 0, "{}", forgotten.err);
     assert!(
@@ -457,7 +460,7 @@ fn show_tells_a_records_state_and_forget_deletes_it() {
 }
 
 #[test]
-fn what_is_no_record_is_neither_shown_nor_lightly_forgotten() {
+fn an_unreadable_record_is_not_shown_and_only_forgotten_by_force() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let url = format!("redis://127.0.0.1:{}", server.port);
@@ -481,11 +484,11 @@ fn what_is_no_record_is_neither_shown_nor_lightly_forgotten() {
         (1, "2 keys begin with cdcdcdcdcdcd: give more digits\n")
     );
     let ran = run(&["show", "cdcd", "--redis", &url], "");
-    assert!(ran.code == 2 && ran.err.contains("is no key"), "{}", ran.err);
+    assert!(ran.code == 2 && ran.err.contains("is not a key"), "{}", ran.err);
 }
 
 #[test]
-fn the_rights_of_the_filters_own_user_will_do_and_its_password_shows_nowhere() {
+fn the_rights_of_the_filters_own_user_are_enough_and_its_password_shows_nowhere() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     claim(&store);

@@ -1,6 +1,6 @@
 """An origin that counts what it executes, and says so.
 
-A POST is an execution. It is counted when it begins, with its key, and runs to its end whoever has left meanwhile:
+A POST is an execution. It is counted when it begins, with its key, and runs to its end even if its client has left:
 
     x-origin-hold: NAME      runs until POST /release/NAME
     x-origin-delay-ms: N     runs for so long
@@ -20,7 +20,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BEGAN = time.time()
-# A hold that nobody releases ends with the client's patience.
+# A hold that is never released ends with the client's timeout.
 LONGEST_HOLD = 60
 
 changed = threading.Condition()
@@ -46,7 +46,7 @@ class Origin(BaseHTTPRequestHandler):
             return self.answer(200, {})
         with changed:
             execution = {
-                # Whoever has no key of its own is told apart by its path.
+                # Requests without a key of their own are distinguished by their path.
                 "key": self.headers.get("idempotency-key", self.path),
                 "attempt": self.headers.get("idempotency-attempt"),
                 "began": now(),
@@ -88,7 +88,7 @@ class Origin(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Bursts of duplicates that all run are what this is here to find: none may be refused instead.
+    # This origin must detect bursts of duplicates that all run: none may be refused instead.
     request_queue_size = 1024
 
     def handle_error(self, request, client_address):
@@ -97,6 +97,6 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-# As the first process of a container it has no default for this signal, and would be waited for.
+# The first process of a container has no default action for this signal, so stopping it would take until a timeout.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 Server(("", 9000), Origin).serve_forever()

@@ -1,48 +1,48 @@
-//! The bridge: an upstream filter of the Redis cluster that takes gRPC's heads off and puts them on.
+//! The bridge: an upstream filter of the Redis cluster that removes and adds gRPC's message headers.
 //!
-//! A plugin can keep no connection open but a gRPC stream. With the upstream pool
-//! `envoy.upstreams.http.tcp`, the body of that stream is the TCP connection to Redis; this filter makes
-//! its messages bare bytes on the way out, and bare bytes messages on the way back.
+//! A plugin can keep only a gRPC stream open. With the upstream pool `envoy.upstreams.http.tcp`, the body of
+//! that stream is the TCP connection to Redis. This filter turns its messages into plain bytes on the way
+//! out, and plain bytes into messages on the way back.
 
 use super::abi::{self, Direction, Failure};
 use super::logging;
-use crate::store::redis::framing::{Unframer, head};
+use crate::store::redis::framing::{GrpcDeframer, head};
 use crate::telemetry::Incident;
-use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::Action;
 
 /// One connection.
 #[derive(Debug, Default)]
 pub(super) struct Bridge {
-    unframer: Unframer,
+    deframer: GrpcDeframer,
 }
 
-impl Context for Bridge {}
-
-impl HttpContext for Bridge {
-    fn on_http_request_body(&mut self, size: usize, _: bool) -> Action {
-        let bare = self.unframer.strip(&abi::body(Direction::Request, 0, size));
-        told(abi::replace_body(Direction::Request, 0, size, &bare));
-        Action::Continue
-    }
-
-    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
-        told(abi::set_header(Direction::Response, "content-type", "application/grpc"));
-        Action::Continue
-    }
-
-    fn on_http_response_body(&mut self, size: usize, _: bool) -> Action {
-        if size > 0 {
-            told(abi::replace_body(Direction::Response, 0, 0, &head(size)));
+impl Bridge {
+    pub(super) fn headers(direction: Direction) {
+        match direction {
+            Direction::Request => {}
+            Direction::Response => {
+                told(abi::set_header(Direction::Response, "content-type", "application/grpc"));
+            }
         }
-        Action::Continue
+    }
+
+    pub(super) fn body(&mut self, direction: Direction, size: usize) {
+        match direction {
+            Direction::Request => {
+                let bare = self.deframer.strip(&abi::body(Direction::Request, 0, size));
+                told(abi::replace_body(Direction::Request, 0, size, &bare));
+            }
+            Direction::Response if size > 0 => {
+                told(abi::replace_body(Direction::Response, 0, 0, &head(size)));
+            }
+            Direction::Response => {}
+        }
     }
 }
 
-/// A stream that is not what Redis or the filter take it for breaks, and is opened again.
+/// A stream with unexpected bytes is broken, and is opened again.
 fn told(result: Result<(), Failure>) {
     if let Err(failure) = result {
-        let said = format_args!("Envoy would not let the bridge change a stream: {failure:?}");
+        let said = format_args!("Envoy refused to let the bridge change a stream: {failure:?}");
         logging::log_incident(Incident::Host, &said);
     }
 }

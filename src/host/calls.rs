@@ -1,10 +1,10 @@
 //! HTTP calls of the root context: commands to Webdis, and detached executions.
 
-use super::worker::StreamRequest;
+use super::request::StreamRequest;
 use super::{abi, logging};
 use crate::exchange::Fetched;
 use crate::schedule::Budget;
-use crate::store::redis::Ticket;
+use crate::store::redis::CommandId;
 use crate::telemetry::Incident;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -12,14 +12,14 @@ use std::time::Duration;
 /// What a call is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
-    /// A command to Redis, by way of Webdis.
-    Store(Ticket),
+    /// A command to Redis, through Webdis.
+    Store(CommandId),
     /// A stream's detached execution.
     Stream(StreamRequest),
 }
 
-/// A call that was not made yet: only a callback of the root's own may, for the SDK hands what comes to
-/// whoever was active then, and drops it if that is gone.
+/// A call that was not made yet. Only a callback of the root's own makes it: the answer comes to the context that
+/// made the call, and a stream may be gone by then.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) purpose: Purpose,
@@ -41,8 +41,8 @@ impl Calls {
         self.wanted.push_back(wanted);
     }
 
-    /// Makes calls, as many as the budget allows: one that fails at once comes back nested, as an answer
-    /// does. Those that Envoy will not make are given back.
+    /// Starts calls, as many as the budget allows: one that fails at once calls back nested, like an answer.
+    /// Returns those that Envoy refuses.
     pub(super) fn as_root(&mut self, budget: &mut Budget) -> Vec<Purpose> {
         let mut refused = Vec::new();
         while !budget.is_spent()
@@ -50,12 +50,13 @@ impl Calls {
         {
             budget.spend();
             let Wanted { purpose, cluster, headers, body, timeout } = wanted;
-            match call(&cluster, &headers, &body, timeout) {
+            match abi::http_call(&cluster, &headers, &body, timeout) {
                 Ok(token) => {
                     self.under_way.insert(token, purpose);
                 }
                 Err(why) => {
-                    let said = format_args!("Envoy would not call the cluster {cluster:?}: {why}");
+                    let said =
+                        format_args!("Envoy refused to call the cluster {cluster:?}: {why:?}");
                     logging::log_incident(Incident::Host, &said);
                     refused.push(purpose);
                 }
@@ -64,38 +65,20 @@ impl Calls {
         refused
     }
 
-    /// Calls are still to be made.
+    /// Calls are waiting to be started.
     pub(super) fn are_wanted(&self) -> bool {
         !self.wanted.is_empty()
     }
 
-    /// The call is over: whose it was.
+    /// The call is over; returns its purpose.
     pub(super) fn over(&mut self, token: u32) -> Option<Purpose> {
         self.under_way.remove(&token)
     }
 
-    /// Nobody waits for a call.
+    /// No call is waiting or in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.wanted.is_empty() && self.under_way.is_empty()
     }
-}
-
-fn call(
-    cluster: &str,
-    headers: &[(Vec<u8>, Vec<u8>)],
-    body: &[u8],
-    timeout: Duration,
-) -> Result<u32, String> {
-    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "a header is no text".to_owned());
-    let mut pairs = Vec::with_capacity(headers.len());
-    for (name, value) in headers {
-        pairs.push((text(name)?, text(value)?));
-    }
-    // Zero is no timeout at all.
-    let timeout = timeout.max(Duration::from_millis(1));
-    let body = (!body.is_empty()).then_some(body);
-    proxy_wasm::hostcalls::dispatch_http_call(cluster, pairs, body, Vec::new(), timeout)
-        .map_err(|status| format!("{status:?}"))
 }
 
 /// What a call has brought. Only in its callback. `headers` is their number: a reset in the middle of an

@@ -2,7 +2,7 @@
 
 use super::{abi, logging};
 use crate::config::StoreConfig;
-use crate::store::redis::Line;
+use crate::store::redis::Connection;
 use crate::telemetry::Incident;
 
 /// The connections of one worker.
@@ -10,18 +10,18 @@ use crate::telemetry::Incident;
 pub(super) struct Connections {
     root: u32,
     cluster: String,
-    open: Vec<(Line, u32)>,
-    /// Written in one piece, when the callback that they come from is over.
-    outgoing: Vec<(Line, Vec<u8>)>,
-    /// Only a callback of the root's own may open: the SDK hands what comes to whoever was active then.
-    to_open: Vec<Line>,
+    open: Vec<(Connection, u32)>,
+    /// Written in one piece, at the end of the callback that they come from.
+    outgoing: Vec<(Connection, Vec<u8>)>,
+    /// Only a callback of the root's own opens them: messages come to the context that opened the stream.
+    to_open: Vec<Connection>,
 }
 
-/// What became of what only the root may do.
+/// The result of work in the root's callback.
 #[derive(Debug)]
 pub(super) enum Did {
-    Opened(Line),
-    Failed(Line),
+    Opened(Connection),
+    Failed(Connection),
 }
 
 impl Connections {
@@ -44,56 +44,55 @@ impl Connections {
         &self.cluster
     }
 
-    pub(super) fn want(&mut self, line: Line) {
-        self.to_open.push(line);
+    pub(super) fn want(&mut self, connection: Connection) {
+        self.to_open.push(connection);
     }
 
-    /// Does what only the root may. To be called in a callback of its own.
+    /// Does the work that is allowed only in the root's own callback. Call it there.
     pub(super) fn as_root(&mut self) -> Vec<Did> {
         let mut did = Vec::new();
-        for line in std::mem::take(&mut self.to_open) {
-            let method = match line {
-                Line::Commands => "Commands",
-                Line::Channels => "Channels",
+        for connection in std::mem::take(&mut self.to_open) {
+            let method = match connection {
+                Connection::Commands => "Commands",
+                Connection::Channels => "Channels",
             };
-            // The bridge takes off all that is gRPC; the names are for who looks at Envoy's own logs.
-            let opened =
-                proxy_wasm::hostcalls::open_grpc_stream(&self.cluster, "redis", method, Vec::new());
+            // The bridge removes everything of gRPC; the names are only for readers of Envoy's own logs.
+            let opened = abi::grpc_stream(&self.cluster, "redis", method);
             did.push(match opened {
                 Ok(token) => {
-                    self.open.push((line, token));
-                    Did::Opened(line)
+                    self.open.push((connection, token));
+                    Did::Opened(connection)
                 }
                 Err(status) => {
                     let cluster = &self.cluster;
                     logging::log_incident(
                         Incident::Host,
                         &format_args!(
-                            "Envoy would not open a stream to the cluster {cluster:?}: {status:?}"
+                            "Envoy refused to open a stream to the cluster {cluster:?}: {status:?}"
                         ),
                     );
-                    Did::Failed(line)
+                    Did::Failed(connection)
                 }
             });
         }
         did
     }
 
-    pub(super) fn write(&mut self, line: Line, bytes: Vec<u8>) {
-        match self.outgoing.iter_mut().find(|(other, _)| *other == line) {
+    pub(super) fn write(&mut self, connection: Connection, bytes: Vec<u8>) {
+        match self.outgoing.iter_mut().find(|(other, _)| *other == connection) {
             Some((_, gathered)) => gathered.extend_from_slice(&bytes),
-            None => self.outgoing.push((line, bytes)),
+            None => self.outgoing.push((connection, bytes)),
         }
     }
 
-    /// Sends what was written. Afterwards, the root is the effective context.
+    /// Sends the written bytes. Afterwards, the root is the effective context.
     pub(super) fn flush(&mut self) {
-        for (line, bytes) in std::mem::take(&mut self.outgoing) {
-            if let Some(token) = self.token(line) {
-                // Of a stream that is gone word comes by its own callback.
+        for (connection, bytes) in std::mem::take(&mut self.outgoing) {
+            if let Some(token) = self.token(connection) {
+                // If the stream is gone, its own callback reports that.
                 let sent = self.effective().and_then(|()| abi::grpc_send(token, &bytes));
                 if let Err(failure) = sent {
-                    let said = format_args!("Envoy would not send to Redis: {failure:?}");
+                    let said = format_args!("Envoy refused to send to Redis: {failure:?}");
                     logging::log_incident(Incident::Host, &said);
                 }
             }
@@ -101,31 +100,31 @@ impl Connections {
     }
 
     /// Closes a connection; whether it was open.
-    pub(super) fn close(&mut self, line: Line) -> bool {
-        self.outgoing.retain(|(other, _)| *other != line);
-        self.to_open.retain(|other| *other != line);
-        let Some(token) = self.token(line) else { return false };
+    pub(super) fn close(&mut self, connection: Connection) -> bool {
+        self.outgoing.retain(|(other, _)| *other != connection);
+        self.to_open.retain(|other| *other != connection);
+        let Some(token) = self.token(connection) else { return false };
         self.forget(token);
-        // A stream that is gone already is closed enough.
+        // A stream that is gone is closed already.
         let _ = self.effective().and_then(|()| abi::grpc_cancel(token));
         true
     }
 
-    /// Which connection this stream is; none if it was given up.
-    pub(super) fn line(&self, token: u32) -> Option<Line> {
-        self.open.iter().find(|(_, other)| *other == token).map(|(line, _)| *line)
+    /// The connection of this stream; none if it was given up.
+    pub(super) fn connection(&self, token: u32) -> Option<Connection> {
+        self.open.iter().find(|(_, other)| *other == token).map(|(connection, _)| *connection)
     }
 
-    /// The stream is gone: which connection it was.
-    pub(super) fn forget(&mut self, token: u32) -> Option<Line> {
-        let line = self.line(token)?;
+    /// The stream is gone; returns its connection.
+    pub(super) fn forget(&mut self, token: u32) -> Option<Connection> {
+        let connection = self.connection(token)?;
         self.open.retain(|(_, other)| *other != token);
-        self.outgoing.retain(|(other, _)| *other != line);
-        Some(line)
+        self.outgoing.retain(|(other, _)| *other != connection);
+        Some(connection)
     }
 
-    fn token(&self, line: Line) -> Option<u32> {
-        self.open.iter().find(|(other, _)| *other == line).map(|(_, token)| *token)
+    fn token(&self, connection: Connection) -> Option<u32> {
+        self.open.iter().find(|(other, _)| *other == connection).map(|(_, token)| *token)
     }
 
     fn effective(&self) -> Result<(), abi::Failure> {

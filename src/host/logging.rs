@@ -1,4 +1,4 @@
-//! The log: a line for each incident, and one for all that there were too many of.
+//! The log: one line per incident, and a summary line for those beyond the limit.
 
 use super::store::now;
 use crate::telemetry::{Incident, Limiter};
@@ -7,11 +7,11 @@ use std::cell::RefCell;
 use std::fmt;
 
 thread_local! {
-    /// Of this VM, which is this worker's: what goes wrong with one plugin goes wrong with the next.
+    /// Of this VM, which is this worker's: plugins in one VM share the limits.
     static LIMITER: RefCell<Limiter> = RefCell::default();
 }
 
-/// Writes a line, unless there were too many like it lately.
+/// Writes a line, unless the limit for its kind is reached.
 pub(super) fn log_incident(incident: Incident, text: &dyn fmt::Display) {
     if !log::log_enabled!(incident.level()) {
         return;
@@ -28,12 +28,12 @@ pub(super) fn log_missed(now: Timestamp) {
     summarise(LIMITER.with_borrow_mut(|limiter| limiter.ended(now)));
 }
 
-/// Writes how many lines were left out: nobody comes to do it later.
+/// Writes how many lines were left out, at the end: no later call would do it.
 pub(super) fn end() {
     summarise(LIMITER.with_borrow_mut(Limiter::rest));
 }
 
-/// When [`log_missed`] has something to tell.
+/// When [`log_missed`] has something to write.
 pub(super) fn alarm() -> Option<Timestamp> {
     LIMITER.with_borrow(Limiter::alarm)
 }

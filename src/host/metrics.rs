@@ -9,10 +9,10 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Envoy's numbers for our metrics. One that Envoy would not define is not counted.
+/// Envoy's numbers of our metrics. A metric that Envoy refuses to define is not counted.
 #[derive(Debug)]
 pub(super) struct Metrics {
-    /// By rule and report, so that the counter of every request is found without making its name.
+    /// By rule and report, so that the counter of a request is found without building its name.
     requests: HashMap<String, Vec<(Report, u32)>>,
     operations: HashMap<(Operation, OperationResult), u32>,
     others: HashMap<Counter, u32>,
@@ -67,14 +67,14 @@ impl Metrics {
         }
     }
 
-    /// One request of a rule came to this.
+    /// A request of a rule has this outcome.
     pub(super) fn request(&self, rule: &Rc<crate::config::Rule>, report: Report) {
         let ids = self.requests.get(&rule.name);
         let found = ids.and_then(|ids| ids.iter().find(|(known, _)| *known == report));
         add(found.map(|(_, id)| *id), 1);
     }
 
-    /// Something happened once.
+    /// An event.
     pub(super) fn count(&self, counter: &Counter) {
         add(self.others.get(counter).copied(), 1);
     }
@@ -89,7 +89,7 @@ impl Metrics {
         }
     }
 
-    /// A command to the store went like this.
+    /// A command to the store has this result.
     pub(super) fn operation(&self, command: CommandKind, reply: ReplyKind) {
         let operation = match command {
             CommandKind::Claim => Operation::Claim,
@@ -107,12 +107,12 @@ impl Metrics {
         add(self.operations.get(&(operation, result)).copied(), 1);
     }
 
-    /// A request began (+1) or ceased (-1) to wait.
+    /// A request began (+1) or stopped (-1) waiting.
     pub(super) fn waiting(&self, change: i64) {
         add(self.waiters, change);
     }
 
-    /// Redis took so long to reply.
+    /// The time that Redis took to reply.
     pub(super) fn store_took(&self, length: Duration) {
         if let Some(id) = self.store_micros {
             // As in `add`.
@@ -128,7 +128,7 @@ impl Metrics {
 
 fn add(metric: Option<u32>, change: i64) {
     if let Some(id) = metric.filter(|_| change != 0) {
-        // A metric that cannot be counted must not cost the request.
+        // A failed metric must not cost the request.
         let _ = abi::increment_metric(id, change);
     }
 }

@@ -1,9 +1,9 @@
-//! How word of an ended claim gets to the other workers of this Envoy.
+//! How the other workers of this Envoy learn that a claim has ended.
 //!
-//! Every worker that ever had somebody waiting owns a queue; the queues' numbers stand in shared data. Who
-//! ends a claim that somebody waits for puts the key into every queue, and Envoy wakes the workers. So does
-//! who gets the answer to a question that others wait for. An empty message is a worker's to itself: it asks
-//! for a callback of the root context.
+//! Every worker that ever had a waiting request owns a queue; the queues' numbers are in shared data. When a
+//! claim ends that a request waits for, the worker puts the key into every queue, and Envoy wakes the
+//! workers. The same happens when the lookup of a key has its reply and coalesced requests wait for it. An
+//! empty message is a worker's message to itself: it requests a callback of the root context.
 
 use super::{abi, logging};
 use crate::key::Key;
@@ -11,24 +11,24 @@ use crate::telemetry::Incident;
 use crate::time::Timestamp;
 use std::time::Duration;
 
-/// A queue whose worker has not shown itself for this long is forgotten: its worker is gone (its VM
-/// was replaced), and its queue would grow for ever. Long beside the pause between two signs of life,
-/// so that a worker that was merely busy is not cut off.
+/// A queue without a sign of life for this long is removed: its worker is gone (its VM was replaced), and its
+/// queue would grow for ever. It is long compared with the pause between two signs of life, so that a worker
+/// that was only busy stays in the list.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Pause between two signs of life of a worker that has waiters.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
-/// Tries to change the list of queues before giving up until the next sign of life. Each lost try
-/// means that another worker has put itself in, which it does once in [`SIGN_OF_LIFE`].
+/// Tries to change the list of queues before giving up until the next sign of life. Each lost try means that
+/// another worker has written its own entry, which it does once per [`SIGN_OF_LIFE`].
 const TRIES: usize = 64;
 
-/// Messages that one callback takes out of the queue. Envoy makes a callback for each message, so all are
-/// taken in the end; more than one at a time catches up after messages that came before the first callback.
+/// Messages that one callback takes out of the queue. Envoy makes one callback per message, so all are taken
+/// in the end; more than one at a time catches up with messages that came before the first callback.
 const MESSAGES: usize = 32;
 
-/// Messages that are freed when the worker leaves. Most have been taken by then; more would take longer than
-/// a callback should.
+/// Messages that are freed when the worker leaves. Most are taken by then; more would take too long for one
+/// callback.
 const LEFT_BEHIND: usize = 4_096;
 
 /// This worker's queue, and the list of all.
@@ -38,16 +38,16 @@ pub(super) struct Queues {
     own: Option<u32>,
     list: String,
     shown_at: Option<Timestamp>,
-    /// A message to itself is on its way.
+    /// A message to itself is in flight.
     called_back: bool,
 }
 
-/// What a worker says to the others.
+/// A message to the other workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message {
     /// The claim on this key has ended.
     Ended(Key),
-    /// A question on this key is answered.
+    /// The lookup of this key has its reply.
     Answered(Key),
 }
 
@@ -71,12 +71,12 @@ impl Message {
     }
 }
 
-/// An entry of the list of queues: number and last sign of life, 4 and 8 bytes, big endian.
+/// An entry of the list of queues: number and time of the last sign of life, 4 and 8 bytes, big endian.
 type Entry = (u32, Timestamp);
 const ENTRY_BYTES: usize = 12;
 
 impl Queues {
-    /// `prefix` is that of the store; `unique` tells this worker from all others.
+    /// `prefix` is that of the store; `unique` distinguishes this worker from all others.
     pub(super) fn new(prefix: &str, unique: &[u8]) -> Self {
         let unique: String = unique.iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
@@ -88,7 +88,7 @@ impl Queues {
         }
     }
 
-    /// Has Envoy call this worker's root context back, as soon as it is out of what it does.
+    /// Makes Envoy call this worker's root context, as soon as the current callback is over.
     pub(super) fn call_back(&mut self) {
         if self.called_back {
             return;
@@ -99,7 +99,7 @@ impl Queues {
         }
     }
 
-    /// The root context is called back.
+    /// The root context was called.
     pub(super) fn is_called_back(&mut self) {
         self.called_back = false;
     }
@@ -124,12 +124,12 @@ impl Queues {
         let (list, _) = abi::shared_data(&self.list);
         let list = list.unwrap_or_default();
         for (queue, _) in entries(&list).filter(|(_, shown)| now < shown.after(SILENCE)) {
-            // A queue that is gone had a worker that is gone.
+            // If the queue is gone, so is its worker.
             let _ = abi::enqueue(queue, &message);
         }
     }
 
-    /// Takes this worker's queue out of the list and empties it: nobody will read it any more, and Envoy frees
+    /// Removes this worker's queue from the list and empties it: no worker reads it any more, and Envoy frees
     /// its messages only with the last VM.
     pub(super) fn leave(&mut self) {
         let Some(queue) = self.own else { return };
@@ -149,31 +149,31 @@ impl Queues {
         }
     }
 
-    /// Takes the messages that have come since Envoy stopped saying so, some at a time.
+    /// Takes the messages of this queue, some at a time.
     pub(super) fn take_own(&mut self) -> Vec<Message> {
         self.own.map(|queue| self.take(queue)).unwrap_or_default()
     }
 
-    /// Puts this worker's queue into the list, unless it has been put there lately: whether it was put.
+    /// Puts this worker's queue into the list, unless that was done lately. Returns whether it was put there.
     pub(super) fn listen(&mut self, now: Timestamp) -> bool {
         if self.shown_at.is_some_and(|shown| now < shown.after(SIGN_OF_LIFE)) {
             return false;
         }
         let Some(queue) = self.own() else {
-            let said = "no shared queue to be had: waiters are woken by time alone";
+            let said = "Envoy gave no shared queue: waiting requests only poll";
             logging::log_incident(Incident::Host, &said);
             return false;
         };
         for _ in 0..TRIES {
             let (list, cas) = abi::shared_data(&self.list);
             let list = with(&list.unwrap_or_default(), queue, now);
-            // Absent: `u32::MAX` makes it an insertion, as the store proved at start.
+            // Absent: `u32::MAX` makes it an insertion, as the store has checked at start.
             if abi::set_shared_data(&self.list, &list, cas.unwrap_or(u32::MAX)).is_ok() {
                 self.shown_at = Some(now);
                 return true;
             }
         }
-        let said = "the list of queues is contended: waiters are woken by time for a while";
+        let said = "the list of queues is contended: waiting requests only poll for a while";
         logging::log_incident(Incident::Host, &said);
         false
     }
@@ -187,7 +187,7 @@ fn entries(list: &[u8]) -> impl Iterator<Item = Entry> {
     })
 }
 
-/// The list with `queue` seen `now`, and without those that are silent.
+/// The list with `queue` seen `now`, and without silent queues.
 fn with(list: &[u8], queue: u32, now: Timestamp) -> Vec<u8> {
     let others =
         entries(list).filter(|(other, shown)| *other != queue && now < shown.after(SILENCE));

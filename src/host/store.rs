@@ -1,4 +1,4 @@
-//! Envoy's shared data and clock, as the core wants them.
+//! Envoy's shared data and clock, for the core.
 
 use super::abi;
 use crate::store::shared_data::{SharedData, SharedDataError};
@@ -24,14 +24,14 @@ impl SharedData for EnvoySharedData {
     }
 }
 
-/// The machine's clock that never goes back.
+/// The machine's monotonic clock.
 pub(super) fn now() -> Timestamp {
     /// Nanoseconds in a microsecond.
     const NANOS: u64 = 1_000;
     Timestamp::from_micros(abi::monotonic_nanoseconds() / NANOS)
 }
 
-/// The machine's clock as people set it.
+/// The machine's wall clock.
 pub(super) fn wall_time() -> WallTime {
     /// Nanoseconds in a millisecond.
     const NANOS: u64 = 1_000_000;

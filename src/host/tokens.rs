@@ -15,14 +15,14 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// 16 bytes that nobody can guess and nobody else has.
+    /// 16 bytes that nobody can guess and that are unique.
     pub(super) fn next(&mut self) -> Token {
         self.issued = self.issued.wrapping_add(1);
         if self.pool.len() < size_of::<Token>() {
             self.pool = vec![0; POOL_BYTES];
             if let Err(error) = getrandom::fill(&mut self.pool) {
-                // Claims must still differ; who could forge one would have to be in this process.
-                let said = format_args!("no random bytes to be had: {error}");
+                // Claims must still differ; only code in this process could forge one.
+                let said = format_args!("no random bytes: {error}");
                 logging::log_incident(Incident::Host, &said);
                 self.pool.clear();
                 let mut token = [0; 16];

@@ -1,10 +1,10 @@
-//! A VM that stops when it is told to, to see what that costs. In no module that anybody runs: compiled only
-//! with the feature `deliberate-trap`, which `scripts/build-wasm trap` alone switches on.
+//! A VM that stops on request, to measure the effect. It is in no released module: it is compiled only with
+//! the feature `deliberate-trap`, which only `scripts/build-wasm trap` switches on.
 
 use super::abi::{self, Direction};
 
-/// Who carries it, a request or an origin's response, ends the VM. A test looks for this name in the
-/// module that is shipped, and must not find it.
+/// A request or an origin's response with this header ends the VM. A test checks that the released module
+/// does not contain this name.
 const HEADER: &[u8] = b"x-deliberate-trap";
 
 /// Stops here, as a bug would: a trap that no code of the filter survives.
@@ -15,8 +15,8 @@ pub(super) fn spring(direction: Direction) {
     }
 }
 
-/// Streams that one callback deals with, if the environment says how many: to measure how deep the stack of a
-/// VM is, and to see the tests of crowds fail.
+/// Streams per callback, if the environment sets it: to measure the depth of a VM's stack, and to see the
+/// tests of crowds fail.
 pub(super) fn batch() -> Option<u32> {
     std::env::var("DELIBERATE_BATCH").ok()?.parse().ok()
 }

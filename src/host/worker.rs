@@ -1,4 +1,4 @@
-//! What one worker thread keeps: its streams, and how an exchange's orders become host calls.
+//! The state of one worker thread: its streams, and how an exchange's orders become host calls.
 
 mod callouts;
 
@@ -8,10 +8,14 @@ use super::connections::Connections;
 use super::logging;
 use super::metrics::Metrics;
 use super::queues::Queues;
+use super::request::StreamRequest;
 use super::store::{EnvoySharedData, now, wall_time};
 use super::tokens::Tokens;
 use crate::config::Config;
-use crate::exchange::{Exchange, Fetched, Flow, Input, Order, Outgoing, Question};
+use crate::exchange::{
+    Exchange, Fetched, Flow, Input, Order, Outgoing, Question, RequestPart, ResponsePart,
+    StoreReply,
+};
 use crate::key::Attributes;
 use crate::record::Token;
 use crate::reply::{Code, LocalReply, Problem};
@@ -25,19 +29,18 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Tick while something waits for its time: a requeued request, a waiter at its end, a body that may
-/// be blocked. It is the granularity of `requeue.delay`, and short against the 100 ms a person notices.
+/// Tick while something waits for a short time: a requeued request, a waiting request near its end, a body
+/// that may be blocked. It is the granularity of `requeue.delay`, and short compared with the 100 ms that a
+/// person notices.
 const SHORT_TICK: Duration = Duration::from_millis(20);
 
-/// Tick while facts wait for another callback. Envoy takes in new requests before each tick, so those do not
+/// Tick while facts wait for another callback. Envoy accepts new requests before each tick, so they do not
 /// wait behind a crowd; a message to the worker's own queue would come before them.
 const NEXT_TICK: Duration = Duration::from_millis(1);
 
-/// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is
-/// due three times in it.
+/// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is due three
+/// times in it.
 const LONG_TICK: Duration = Duration::from_millis(100);
-
-pub(super) use callouts::StreamRequest;
 
 /// Where records are kept.
 pub(super) type Stores = Front<EnvoySharedData, StreamRequest>;
@@ -52,40 +55,46 @@ pub(super) struct Worker {
     metrics: Metrics,
     queues: Queues,
     streams: HashMap<u32, Stream>,
-    /// Answers of origins to this worker's own requests that were not dealt with yet.
+    /// Origins' answers to this worker's own requests that are not handled yet.
     fetched: VecDeque<(StreamRequest, Fetched)>,
     waiters: Waiters,
     timers: Timers,
-    /// What this callback may still do for streams that are not its own.
+    /// The budget of this callback for streams other than its own.
     budget: Budget,
     calls: Calls,
-    /// What this process knows its own requests by.
+    /// The number by which this process recognises its own requests.
     nonce: Rc<str>,
     /// Streams whose body may be kept back, with the bytes that Envoy had received at the headers.
     probes: VecDeque<(u32, Vec<u8>)>,
-    /// A body came while its headers were held: `allow_on_headers_stop_iteration` is on.
-    bodies_come: bool,
+    bodies: Bodies,
     tick: Duration,
-    /// Envoy has said that this is the end.
+    /// Envoy has announced the end of this configuration.
     ending: bool,
 }
 
-/// A request on its way.
+/// Whether Envoy hands over bodies whose headers are held: `allow_on_headers_stop_iteration`, which only
+/// shows in what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bodies {
+    Unknown,
+    Come,
+    Blocked,
+}
+
+/// A request under way.
 #[derive(Debug)]
 struct Stream {
-    /// `None` only while it is being fed.
+    /// `None` only while it handles an input.
     exchange: Option<Exchange>,
-    /// The direction that waits for our word.
+    /// The direction that is held.
     held: Option<Direction>,
-    /// Bytes of the held body that were read before: its callbacks give it whole each time.
+    /// Bytes of the request's held body that were read before.
     consumed: usize,
-    /// The last byte of an answer, which was kept when the rest went on.
-    kept_byte: Option<u8>,
     /// Envoy still has it.
     alive: bool,
 }
 
-/// What the store has said to a question of the stream that is being fed.
+/// The store's replies to the stream that handles an input now.
 type Answered = (Question, Result<Reply, StoreError>);
 
 /// Envoy's attributes of the effective context.
@@ -122,16 +131,16 @@ impl Worker {
             calls: Calls::default(),
             nonce,
             probes: VecDeque::new(),
-            bodies_come: false,
+            bodies: Bodies::Unknown,
             tick: Duration::ZERO,
             ending: false,
         }
     }
 
-    /// It is the end: whether everything is settled.
+    /// The configuration ends: returns whether all work is finished.
     pub(super) fn end(&mut self) -> bool {
         self.ending = true;
-        // From now on nothing but the tick comes.
+        // From now on only ticks come.
         self.set_tick(SHORT_TICK);
         logging::end();
         let settled = self.streams.is_empty();
@@ -141,7 +150,7 @@ impl Worker {
         settled
     }
 
-    /// Says so when it has been the end for a while and everything is settled now.
+    /// Reports the end to Envoy if the configuration is ending and all work is finished.
     pub(super) fn end_if_settled(&mut self, root: u32) {
         if self.ending && self.streams.is_empty() && abi::set_effective_context(root).is_ok() {
             self.leave();
@@ -150,7 +159,7 @@ impl Worker {
         }
     }
 
-    /// Takes back what others know of this worker. Its connections end with it, without a callback.
+    /// Removes what other workers know of this one. Its connections end with it, without a callback.
     fn leave(&mut self) {
         self.ending = false;
         self.queues.leave();
@@ -167,35 +176,31 @@ impl Worker {
         };
         let exchange =
             Exchange::new(self.config.clone(), self.nonce.clone(), self.tokens.next(), wall_time());
-        let stream = Stream {
-            exchange: Some(exchange),
-            held: None,
-            consumed: 0,
-            kept_byte: None,
-            alive: true,
-        };
+        let stream = Stream { exchange: Some(exchange), held: None, consumed: 0, alive: true };
         self.streams.insert(id, stream);
-        let input = Input::RequestHeaders {
+        let input = Input::Request(RequestPart::Headers {
             headers: &headers,
             attributes: &EnvoyAttributes,
             end_of_stream,
-        };
+        });
         let flow = self.called(id, Direction::Request, input);
-        self.probe(id, end_of_stream);
+        if !end_of_stream {
+            self.probe(id);
+        }
         flow
     }
 
     pub(super) fn response_headers(&mut self, id: u32, end_of_stream: bool) -> Flow {
         let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
-        // Whoever answered, it was not the origin: the request that is held here goes nowhere any more.
+        // This answer is not the origin's: the request that is held here goes no further.
         stream.held = None;
-        // Unreadable: `:status` is absent then, and what became of the request is unknown.
+        // Unreadable: `:status` is absent then, and the outcome is unknown.
         let headers = abi::headers(Direction::Response).unwrap_or_default();
-        let input = Input::ResponseHeaders {
+        let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
             attributes: &EnvoyAttributes,
             end_of_stream,
-        };
+        });
         self.called(id, Direction::Response, input)
     }
 
@@ -207,53 +212,41 @@ impl Worker {
         end_of_stream: bool,
     ) -> Flow {
         let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
-        let probed = |(probed, _): &(u32, Vec<u8>)| *probed == id;
-        if direction == Direction::Request && !self.bodies_come && self.probes.iter().any(probed) {
+        if direction == Direction::Request && stream.held == Some(direction) {
             // What holds for one stream holds for all.
-            self.bodies_come = true;
+            self.bodies = Bodies::Come;
             self.probes.clear();
         }
-        // What was held before is still in the buffer; what was let through is not.
-        let start = if stream.held == Some(direction) { stream.consumed.min(size) } else { 0 };
+        // Each callback shows all of a request's body that is held, and of an answer's the new bytes alone.
+        let held = direction == Direction::Request && stream.held == Some(direction);
+        let start = if held { stream.consumed.min(size) } else { 0 };
         let wanted = stream.exchange.as_ref().is_some_and(Exchange::wants_bytes);
         let length = size - start;
         let chunk = if wanted { abi::body(direction, start, length) } else { Vec::new() };
         stream.consumed = size;
         let input = match direction {
-            Direction::Request => Input::RequestBody { chunk: &chunk, end_of_stream },
-            Direction::Response => Input::ResponseBody { chunk: &chunk, length, end_of_stream },
+            Direction::Request => {
+                Input::Request(RequestPart::Body { chunk: &chunk, length, end_of_stream })
+            }
+            Direction::Response => {
+                Input::Response(ResponsePart::Body { chunk: &chunk, length, end_of_stream })
+            }
         };
         let flow = self.called(id, direction, input);
-        if direction == Direction::Response {
-            self.last_byte(id, flow, size);
+        if flow == Flow::Discard {
+            // What was held before is in the same buffer.
+            warn("discard a body", abi::replace_body(direction, 0, size, &[]));
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.consumed = 0;
+            }
         }
         flow
     }
 
-    /// Keeps the last byte of a piece, or gives the one that was kept back with the next. Only in a callback
-    /// of the response's body.
-    fn last_byte(&mut self, id: u32, flow: Flow, size: usize) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if let Some(byte) = stream.kept_byte.take() {
-            let given = abi::replace_body(Direction::Response, 0, 0, &[byte]);
-            warn("give a byte back", given);
-            self.forget_if_over(id);
-        } else if flow == Flow::KeepLastByte {
-            // Envoy can replace the front of a body, and nothing in its middle or at its end.
-            let mut piece = abi::body(Direction::Response, 0, size);
-            let last = piece.pop();
-            let taken = abi::replace_body(Direction::Response, 0, size, &piece);
-            if taken.is_ok() {
-                stream.kept_byte = last;
-            }
-            warn("keep a byte", taken);
-        }
-    }
-
     pub(super) fn trailers(&mut self, id: u32, direction: Direction) -> Flow {
         let input = match direction {
-            Direction::Request => Input::RequestTrailers,
-            Direction::Response => Input::ResponseTrailers,
+            Direction::Request => Input::Request(RequestPart::Trailers),
+            Direction::Response => Input::Response(ResponsePart::Trailers),
         };
         self.called(id, direction, input)
     }
@@ -263,7 +256,7 @@ impl Worker {
             stream.held = None;
             stream.alive = false;
             self.feed(id, Input::StreamEnded);
-            // What is owed to the store may keep it; nothing else does.
+            // Only outstanding store commands keep it alive.
             self.forget_if_over(id);
         }
     }
@@ -278,8 +271,8 @@ impl Worker {
         self.work_off();
     }
 
-    /// Sends what the callback that ends now has written, counts what it has changed, and sees to it that
-    /// what it has left is dealt with. Its context is not the effective one then.
+    /// Sends the bytes and counts the changes of the callback that ends now, and schedules the handling of
+    /// the rest. Afterwards its context is not the effective one.
     pub(super) fn flush(&mut self) {
         self.carry_out_orders(now());
         self.metrics.table(self.stores.take_tally());
@@ -319,29 +312,27 @@ impl Worker {
         self.set_tick(tick);
     }
 
-    /// An input of a callback of the stream's own: the flow is what the callback returns.
+    /// An input from the stream's own callback: the flow is the callback's return value.
     fn called(&mut self, id: u32, direction: Direction, input: Input<'_>) -> Flow {
         let flow = self.feed(id, input);
         if let Some(stream) = self.streams.get_mut(&id) {
             match flow {
-                Flow::Hold => stream.held = Some(direction),
-                Flow::Continue | Flow::KeepLastByte if stream.held == Some(direction) => {
-                    stream.held = None;
-                }
-                Flow::Continue | Flow::KeepLastByte => {}
+                Flow::Hold | Flow::Discard => stream.held = Some(direction),
+                Flow::Continue if stream.held == Some(direction) => stream.held = None,
+                Flow::Continue => {}
             }
         }
         self.forget_if_over(id);
         flow
     }
 
-    /// An input from elsewhere: the direction that is held goes on, or does not.
+    /// An input from elsewhere: the held direction goes on, or stays held.
     fn come_back(&mut self, id: u32, input: Input<'_>) {
         let Some(stream) = self.streams.get(&id) else { return };
         if stream.alive && abi::set_effective_context(id).is_err() {
             logging::log_incident(
                 Incident::Host,
-                &format_args!("stream {id} is gone and has not said so"),
+                &format_args!("stream {id} ended without a callback"),
             );
             return self.ended(id);
         }
@@ -355,7 +346,7 @@ impl Worker {
         self.forget_if_over(id);
     }
 
-    /// Feeds the input and every reply that follows from it.
+    /// Handles the input and every reply that follows from it.
     fn feed(&mut self, id: u32, input: Input<'_>) -> Flow {
         let now = now();
         let Some(mut exchange) =
@@ -370,7 +361,7 @@ impl Worker {
             exchange = step.next;
             replies.extend(self.carry_out(id, step.orders, now));
             let Some((question, reply)) = replies.pop_front() else { break step.flow };
-            input = Input::StoreReplied { question, reply };
+            input = Input::Store(StoreReply { question, reply });
         };
         self.timers.set(id, exchange.alarm());
         self.hurry(exchange.alarm(), now);
@@ -381,17 +372,14 @@ impl Worker {
     }
 
     fn forget_if_over(&mut self, id: u32) {
-        let over = |stream: &Stream| {
-            let owes = stream.alive && stream.kept_byte.is_some();
-            !owes && stream.exchange.as_ref().is_none_or(Exchange::is_over)
-        };
+        let over = |stream: &Stream| stream.exchange.as_ref().is_none_or(Exchange::is_over);
         if self.streams.get(&id).is_some_and(over) {
             self.streams.remove(&id);
             self.timers.set(id, None);
         }
     }
 
-    /// Carries out orders, and says what is answered already.
+    /// Carries out orders, and returns the replies that are known at once.
     fn carry_out(&mut self, id: u32, orders: Vec<Order>, now: Timestamp) -> Vec<Answered> {
         let mut answered = Vec::new();
         for order in orders {
@@ -450,36 +438,45 @@ impl Worker {
         answered
     }
 
-    /// Remembers to look whether the body of this request is kept back.
-    fn probe(&mut self, id: u32, end_of_stream: bool) {
-        let waits = |stream: &Stream| stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
-        if !self.bodies_come && !end_of_stream && self.streams.get(&id).is_some_and(waits) {
+    /// Remembers to look whether the body of this request is kept back; if that is known of others, says so at
+    /// once, unless that would refuse a request whose body may not have come yet.
+    fn probe(&mut self, id: u32) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        if stream.held != Some(Direction::Request) || self.bodies == Bodies::Come {
+            return;
+        }
+        let needs_it = stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
+        if self.bodies == Bodies::Blocked && !needs_it {
+            self.called(id, Direction::Request, Input::Request(RequestPart::BodyBlocked));
+        } else {
             self.probes.push_back((id, received()));
             self.hurry_to(SHORT_TICK);
         }
     }
 
-    /// Refuses streams that have received more than their headers and were not given it. Each tick looks at
-    /// some of them, in turn.
+    /// Tells streams that have received more than their headers and were not given it. Each tick looks at some of
+    /// them, in turn.
     fn look_for_blocked(&mut self) {
         for _ in 0..self.probes.len().min(BATCH as usize) {
             if self.budget.is_spent() {
                 return;
             }
             let Some((id, before)) = self.probes.pop_front() else { return };
-            if !self.streams.contains_key(&id) || abi::set_effective_context(id).is_err() {
+            let held = |stream: &Stream| stream.held == Some(Direction::Request);
+            if !self.streams.get(&id).is_some_and(held) || abi::set_effective_context(id).is_err() {
                 continue;
             }
             if received() == before {
                 self.probes.push_back((id, before));
             } else {
                 self.budget.spend();
-                self.come_back(id, Input::BodyBlocked);
+                self.bodies = Bodies::Blocked;
+                self.come_back(id, Input::Request(RequestPart::BodyBlocked));
             }
         }
     }
 
-    /// Sees to it that the tick comes in time for an alarm.
+    /// Makes sure that the tick comes in time for a timer.
     fn hurry(&mut self, alarm: Option<Timestamp>, now: Timestamp) {
         if let Some(alarm) = alarm {
             self.hurry_to(if is_soon(alarm, now) { SHORT_TICK } else { LONG_TICK });
@@ -517,7 +514,7 @@ impl Worker {
     }
 }
 
-/// How many streams one callback deals with.
+/// How many streams one callback handles.
 fn batch() -> u32 {
     #[cfg(feature = "deliberate-trap")]
     if let Some(batch) = super::trap::batch() {
@@ -526,17 +523,17 @@ fn batch() -> u32 {
     BATCH
 }
 
-/// The number that this process knows its own requests by: of all workers, the first to come has chosen it.
+/// The number by which this process recognises its own requests: the first worker chooses it.
 fn nonce(prefix: &str, token: Token) -> Rc<str> {
     let name = format!("{prefix}/nonce");
     let chosen: String = token.0.iter().map(|byte| format!("{byte:02x}")).collect();
-    // An insertion: whoever is later reads what the first has written.
+    // An insertion: a later worker reads the number of the first.
     let _ = abi::set_shared_data(&name, chosen.as_bytes(), INSERT);
     let (first, _) = abi::shared_data(&name);
     first.and_then(|first| String::from_utf8(first).ok()).unwrap_or(chosen).into()
 }
 
-/// The long tick would be late for it, or next to it.
+/// The long tick would be late for it, or almost.
 fn is_soon(alarm: Timestamp, now: Timestamp) -> bool {
     now.until(alarm) < 2 * LONG_TICK
 }
@@ -547,14 +544,17 @@ fn answer(reply: &LocalReply) {
     warn("answer a request", abi::send_local_response(*status, details, headers, body));
 }
 
-/// What Envoy has received of the effective context's request, as it writes the number.
+/// The number of bytes that Envoy has received of the effective context's request, as Envoy writes it.
 fn received() -> Vec<u8> {
     abi::property(&["request", "total_size"]).unwrap_or_default()
 }
 
-/// A host call that failed does not change what was decided; it is told, for it should not fail.
+/// A failed host call does not change the decision; it is logged, because it should not fail.
 fn warn(what: &str, result: Result<(), abi::Failure>) {
     if let Err(failure) = result {
-        logging::log_incident(Incident::Host, &format_args!("Envoy would not {what}: {failure:?}"));
+        logging::log_incident(
+            Incident::Host,
+            &format_args!("Envoy refused to {what}: {failure:?}"),
+        );
     }
 }

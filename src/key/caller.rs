@@ -1,26 +1,26 @@
-//! Who sends a request: what keeps one caller from another's answers.
+//! The caller of a request: keeps one caller from getting another caller's answers.
 
 use super::digest::{Preimage, Tag};
 use super::part::Values;
 use super::{KeyError, RequestHead};
 
-/// Who sends a request.
+/// The source of the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallerSource {
-    /// Whoever: callers share keys and therefore answers.
+    /// No caller: all callers share keys and therefore answers.
     Anyone,
     /// Every value of a header (lower case).
     Header(String),
     /// The value of a cookie; all of them, when there are several.
     Cookie(String),
-    /// A leaf of dynamic metadata, by its path below `filter_metadata`, e.g. what `jwt_authn` left.
+    /// A leaf of dynamic metadata, by its path below `filter_metadata`, e.g. one that `jwt_authn` sets.
     Metadata(Vec<String>),
     /// The URI SAN of the client certificate: the SPIFFE identity in a mesh.
     Peer,
 }
 
 impl CallerSource {
-    /// Adds the caller to what is digested.
+    /// Adds the caller to the digest.
     pub(super) fn add(
         &self,
         head: &RequestHead<'_>,

@@ -4,22 +4,21 @@ use sfv::visitor::Ignored;
 use sfv::{BareItemFromInput, Parser, Version};
 use std::convert::Infallible;
 
-/// The longest key, in bytes after decoding: what Stripe takes, and more than any UUID or hash
-/// needs.
+/// The longest key, in bytes after decoding: Stripe's limit, and more than any UUID or hash needs.
 const MAX_BYTES: usize = 255;
 
 /// Reads the one key among the values of a key header.
 ///
 /// # Errors
 ///
-/// What is wrong with it, in words that show none of it.
+/// The fault, in words that show nothing of the key.
 pub(super) fn parse(values: &[&[u8]]) -> Result<Vec<u8>, &'static str> {
     // RFC 8941 section 3.3: an Item comes in one field line. Two are two keys, even when they are
     // equal.
     let &[value] = values else {
         return Err("it is repeated");
     };
-    // Optional white space (RFC 9110 section 5.6.3) is no part of a field's value.
+    // Optional white space (RFC 9110 section 5.6.3) is not part of a field's value.
     let value = value.trim_ascii();
     let key = if value.starts_with(b"\"") { quoted(value)? } else { bare(value)? };
     if key.is_empty() {
@@ -31,7 +30,7 @@ pub(super) fn parse(values: &[&[u8]]) -> Result<Vec<u8>, &'static str> {
     Ok(key)
 }
 
-/// An RFC 8941 Item that is a String. Its parameters must be well-formed, and mean nothing.
+/// An RFC 8941 Item that is a String. Its parameters must be well-formed, and are ignored.
 fn quoted(value: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut key = None;
     Parser::new(value)
@@ -42,18 +41,18 @@ fn quoted(value: &[u8]) -> Result<Vec<u8>, &'static str> {
             }
             Ok::<_, Infallible>(Ignored)
         })
-        .map_err(|_where| "it begins with a quote and is no String of RFC 8941")?;
-    key.ok_or("it begins with a quote and is no String of RFC 8941")
+        .map_err(|_where| "it begins with a quote but is not a String of RFC 8941")?;
+    key.ok_or("it begins with a quote but is not a String of RFC 8941")
 }
 
-/// Bare text: what a client sends that does not know of RFC 8941.
+/// Bare text: from clients that do not use RFC 8941.
 ///
-/// Without what separates or quotes in a list, so that `a, b` and `"a` are refused, not taken for
+/// Without characters that separate or quote in a list, so that `a, b` and `"a` are refused and not taken as
 /// keys.
 fn bare(value: &[u8]) -> Result<Vec<u8>, &'static str> {
     let plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b';' | b'"' | b'\\');
     if !value.iter().all(plain) {
-        return Err("it has characters that only a quoted String of RFC 8941 may have");
+        return Err("it has characters that are allowed only in a quoted String of RFC 8941");
     }
     Ok(value.to_vec())
 }

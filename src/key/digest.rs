@@ -1,12 +1,12 @@
-//! What is digested, byte for byte, and how.
+//! The bytes that are digested, and how.
 //!
 //! ```text
 //! pre-image = version (1 byte), subject (1 byte: K or F), frame*
 //! frame     = tag (1 byte), length (4 bytes, big endian), bytes
 //! ```
 //!
-//! Frames can be told apart again in one way only, so different lists of frames have different
-//! pre-images: `("a", "bc")` is not `("ab", "c")`, and a header's value is not a cookie's.
+//! Frames can be parsed back in only one way, so different lists of frames have different pre-images: `("a",
+//! "bc")` is not `("ab", "c")`, and a header's value is not a cookie's.
 
 use super::Secret;
 use hmac::{Hmac, KeyInit, Mac};
@@ -16,14 +16,14 @@ use sha2::{Digest, Sha256};
 /// found, and the changelog must say so.
 const VERSION: u8 = 1;
 
-/// What a digest is of.
+/// The subject of a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
     Key,
     Fingerprint,
 }
 
-/// What a frame holds. The numbers are part of the format.
+/// The content of a frame. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
     /// The rule's name.
@@ -32,10 +32,10 @@ pub(super) enum Tag {
     Bytes = 0x02,
     /// A JSON value in canonical form.
     Canonical = 0x03,
-    /// A JSON value that is not there.
+    /// An absent JSON value.
     Absent = 0x04,
 
-    /// Callers are one; empty.
+    /// All callers are the same; empty.
     Anyone = 0x10,
     /// The caller is in this header.
     CallerHeader = 0x11,
@@ -72,7 +72,7 @@ pub(super) enum Tag {
     Except = 0x42,
 }
 
-/// What is digested.
+/// The bytes to digest.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Preimage(Vec<u8>);
 
@@ -86,7 +86,7 @@ impl Preimage {
     }
 
     pub(super) fn frame(&mut self, tag: Tag, bytes: &[u8]) {
-        // Four bytes hold any length there can be in a module's address space of 4 GiB.
+        // Four bytes hold any length that is possible in a module's address space of 4 GiB.
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.0.push(tag as u8);
         self.0.extend_from_slice(&len.to_be_bytes());
@@ -119,7 +119,7 @@ mod tests {
         preimage
     }
 
-    /// Reads a pre-image back: that this can be done is why no two lists of frames share one.
+    /// Parses a pre-image back: because this is possible, no two lists of frames share one.
     fn frames(preimage: &Preimage) -> Vec<(u8, Vec<u8>)> {
         let mut rest = &preimage.0[2..];
         let mut frames = Vec::new();

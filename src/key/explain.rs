@@ -1,4 +1,4 @@
-//! What a key was made of, for people: the same readers that make it, and none of its digests.
+//! The parts of a key, for people: by the same readers that make the key, without its digests.
 
 use super::body::Body;
 use super::digest::{Preimage, Subject};
@@ -7,7 +7,7 @@ use super::{KeyError, KeyPart, KeyPlan, RequestHead, Secret};
 impl KeyPart {
     /// Its values in this request, in order; none when it is missing. JSON is in canonical form.
     ///
-    /// They are the client's: nothing of them may reach a log.
+    /// They are the client's: they must not reach a log.
     ///
     /// # Errors
     ///
@@ -23,8 +23,8 @@ impl KeyPart {
 }
 
 impl KeyPlan {
-    /// A digest of the caller alone, by which two requests can be told to have one caller; keyed with a
-    /// secret, and without one open to whoever can guess the caller.
+    /// A digest of only the caller, which shows whether two requests have the same caller. It is keyed with
+    /// the secret; without one, anyone who can guess the caller can check the guess.
     ///
     /// # Errors
     ///

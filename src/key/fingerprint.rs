@@ -1,15 +1,15 @@
-//! Fingerprints: what tells a repetition from another request under the same key.
+//! Fingerprints: they distinguish a repetition from another request under the same key.
 
 use super::body::Body;
 use super::digest::{Preimage, Subject, Tag};
 use super::{KeyError, Pointer, Secret};
 
-/// Digest of what must not differ between two requests under one key; 32 zero bytes when the rule
-/// says `"fingerprint": "none"`.
+/// Digest of the data that must be equal in two requests under one key; 32 zero bytes when the rule says
+/// `"fingerprint": "none"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 32]);
 
-/// What must not differ between two requests under one key.
+/// The data that must be equal in two requests under one key.
 ///
 /// Where fields are named, the body must be JSON, whatever its media type; an empty one counts as
 /// `{}`.
@@ -22,7 +22,7 @@ pub enum FingerprintPlan {
     Nothing,
     /// The values these pointers find in a JSON body (absent is a value of its own).
     Fields(Vec<Pointer>),
-    /// A JSON body without what these pointers find.
+    /// A JSON body without the values that these pointers find.
     Except(Vec<Pointer>),
 }
 

@@ -7,8 +7,8 @@ pub(super) const MEDIA_TYPE: &[u8] = b"application/x-www-form-urlencoded";
 
 /// Every value of a field, decoded, in order.
 ///
-/// As the WHATWG URL Standard says in section 5.1, except that values stay bytes: made UTF-8 there,
-/// every byte that is none becomes U+FFFD, and `%FF` and `%FE` would share a key.
+/// As in section 5.1 of the WHATWG URL Standard, except that values stay bytes. There, every byte that is not
+/// UTF-8 becomes U+FFFD, so `%FF` and `%FE` would share a key.
 pub(super) fn values(text: &[u8], name: &str) -> Vec<Vec<u8>> {
     text.split(|byte| *byte == b'&')
         .filter(|pair| !pair.is_empty())

@@ -1,15 +1,15 @@
-//! Reads what stands in the head of a request: headers, cookies, query, attributes.
+//! Reads the head of a request: headers, cookies, query, attributes.
 
 use super::{Captures, form};
 
-/// What is known of a request before its body.
+/// Everything known of a request before its body.
 pub struct RequestHead<'a> {
     /// Names and values as Envoy has them, `:method`, `:authority` and `:path` among them. Neither
     /// need be UTF-8.
     pub headers: &'a [(Vec<u8>, Vec<u8>)],
-    /// What Envoy knows besides.
+    /// Envoy's attributes.
     pub attributes: &'a dyn Attributes,
-    /// What the rule's path template captured.
+    /// The captures of the rule's path template.
     pub captures: &'a Captures,
 }
 
@@ -31,7 +31,7 @@ pub fn host(authority: &[u8]) -> Vec<u8> {
         (None, None) => authority.len(),
     };
     let host = authority.get(..end).unwrap_or_default();
-    // `a.example.` names the same host: taken for another, it would pass by the rule for `a.example`.
+    // `a.example.` names the same host. If it counted as another, it would bypass the rule for `a.example`.
     host.strip_suffix(b".").unwrap_or(host).to_ascii_lowercase()
 }
 
@@ -49,7 +49,7 @@ impl RequestHead<'_> {
         self.headers_named(name).next().unwrap_or_default()
     }
 
-    /// Every value of a cookie, in order; what repeats the value before it is left out.
+    /// Every value of a cookie, in order; a value equal to the one before it is left out.
     ///
     /// Browsers send a name twice when two paths or domains have set it (RFC 6265 section 4.2.2),
     /// and servers differ in which one they take: two requests share a key only when they agree on
@@ -83,7 +83,7 @@ impl RequestHead<'_> {
     /// The media type of the body: type and subtype in lower case, without parameters; empty when
     /// absent.
     ///
-    /// A parameter such as `charset` or a multipart boundary does not make another request of it.
+    /// A parameter such as `charset` or a multipart boundary does not make it a different request.
     pub(super) fn media_type(&self) -> Vec<u8> {
         let essence = self.header("content-type").split(|byte| *byte == b';').next();
         essence.unwrap_or_default().trim_ascii().to_ascii_lowercase()

@@ -1,7 +1,7 @@
-//! JSON as far as keys need it: strict reading, and one way to write each value.
+//! JSON for keys: strict reading, and one canonical form of each value.
 //!
-//! Not `serde_json`: that keeps the text of numbers only by a feature that all of a build shares,
-//! and keeps the last of two members of one name without a word.
+//! Not `serde_json`: it keeps the text of numbers only with a feature that applies to the whole build, and it
+//! silently keeps the last of two members with one name.
 
 mod parse;
 
@@ -13,14 +13,13 @@ pub(super) use parse::{NotJson, parse};
 
 /// A JSON value. Text without escapes is borrowed from the body, and so are numbers.
 ///
-/// A tree of small values takes up to about fifteen times the bytes of its text, while it is looked
-/// at.
+/// A tree of small values takes up to about fifteen times the bytes of its text while it exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value<'a> {
     Null,
     Bool(bool),
-    /// As it stands in the text: `1`, `1.0` and `1e0` are three values, because a double does not
-    /// hold every amount of money, and no two readers of JSON agree on the rest.
+    /// As written in the text: `1`, `1.0` and `1e0` are three values, because a double does not hold every
+    /// amount of money, and JSON readers disagree about the rest.
     Number(&'a str),
     String(Cow<'a, str>),
     Array(Box<[Value<'a>]>),
@@ -43,7 +42,7 @@ impl Value<'_> {
         })
     }
 
-    /// Whether it says nothing: `null`, `""`, `[]`, `{}`. `false` and `0` say something.
+    /// Whether it is empty: `null`, `""`, `[]`, `{}`. `false` and `0` are not.
     pub(super) fn is_blank(&self) -> bool {
         match self {
             Self::Null => true,
@@ -59,8 +58,8 @@ impl Value<'_> {
         self.canonical_except(&[])
     }
 
-    /// The canonical form of what is left without the values that some pointers find. All of them
-    /// are resolved against the whole; an array closes up. Empty when the whole is left out.
+    /// The canonical form without the values that some pointers find. All of them are resolved against the
+    /// whole; an array closes up. Empty when the whole is left out.
     pub(super) fn canonical_except(&self, left_out: &[Pointer]) -> String {
         let paths: Vec<&[String]> = left_out.iter().map(Pointer::tokens).collect();
         let mut text = String::new();
@@ -108,7 +107,7 @@ impl Value<'_> {
     }
 }
 
-/// What is left of the paths that lead through a child; `None` when one of them ends there.
+/// The rest of the paths that lead through a child; `None` when one of them ends there.
 fn below<'p>(paths: &[&'p [String]], leads: impl Fn(&str) -> bool) -> Option<Vec<&'p [String]>> {
     let through =
         paths.iter().filter_map(|path| path.split_first()).filter(|(first, _)| leads(first));
@@ -122,7 +121,7 @@ fn array_index(token: &str) -> Option<usize> {
     (plain && (token == "0" || !token.starts_with('0'))).then(|| token.parse().ok())?
 }
 
-/// RFC 8785 section 3.2.2.2: as few escapes as there can be, each in one spelling.
+/// RFC 8785 section 3.2.2.2: as few escapes as possible, each in one spelling.
 fn write_string(text: &mut String, string: &str) {
     text.push('"');
     for char in string.chars() {

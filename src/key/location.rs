@@ -1,12 +1,12 @@
-//! Location templates: where a duplicate is sent while the first request is running.
+//! Location templates: the redirect target of a duplicate while the first request is running.
 
 use super::template::check_name;
 use super::{Captures, TemplateError};
 
-/// Where a client is sent: a path or an `http(s)` URL, with `{name}` for captured values.
+/// The redirect target: a path or an `http(s)` URL, with `{name}` for captured values.
 ///
-/// Captures may stand in the path and the query, never in the authority, so that a client cannot
-/// choose the host it is sent to.
+/// Captures are allowed in the path and the query, never in the authority, so that a client cannot choose the
+/// host of its redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocationTemplate {
     pieces: Vec<Piece>,
@@ -18,8 +18,8 @@ impl LocationTemplate {
     ///
     /// # Errors
     ///
-    /// When the text is no template. That its names are captured by the rule's path is for the
-    /// caller to check, by [`LocationTemplate::names`].
+    /// If the text is not a template. The caller checks by [`LocationTemplate::names`] that the rule's path
+    /// captures all names.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\') {
             return Err(TemplateError::NotPrintable(text.to_owned()));
@@ -42,16 +42,16 @@ impl LocationTemplate {
         Ok(Self { pieces, names })
     }
 
-    /// The names of its captures, in order; a name that stands twice is named twice.
+    /// The names of its captures, in order; a repeated name is listed twice.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
     /// The location for one request.
     ///
-    /// Of a captured value only unreserved characters (RFC 3986 section 2.3) stay as they are, and
-    /// the slashes between the segments of a `{*rest}`: no value can end the header, the path or
-    /// the parameter it stands in. A name that was not captured leaves nothing.
+    /// Of a captured value only unreserved characters (RFC 3986 section 2.3) stay as they are, and the
+    /// slashes between the segments of a `{*rest}`: no value can end its header, path or parameter. A name
+    /// that was not captured adds nothing.
     pub fn fill(&self, captures: &Captures) -> String {
         self.pieces
             .iter()
@@ -77,7 +77,7 @@ fn add_literal(pieces: &mut Vec<Piece>, literal: &str) -> Result<(), TemplateErr
     Ok(())
 }
 
-/// A location's scheme and authority (empty for a path), and what follows them.
+/// A location's scheme and authority (empty for a path), and the rest.
 fn split_authority(text: &str) -> Result<(&str, &str), TemplateError> {
     let bad = || TemplateError::BadLocation(text.to_owned());
     // `//host/path` is a network-path reference (RFC 3986 section 4.2): it would leave the host.
@@ -89,7 +89,7 @@ fn split_authority(text: &str) -> Result<(&str, &str), TemplateError> {
     let authority_len = after_scheme.find(['/', '?', '#']).unwrap_or(after_scheme.len());
     let scheme_len = text.len() - after_scheme.len();
     let (fixed, open) = text.split_at_checked(scheme_len + authority_len).ok_or_else(bad)?;
-    // A URL without a path could run on into a capture: `https://host{id}`.
+    // In a URL without a path, a capture could extend the host: `https://host{id}`.
     if authority_len == 0 || fixed.contains(['{', '}']) {
         return Err(bad());
     }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_location_is_filled_with_what_was_captured() {
+    fn a_location_is_filled_with_the_captures() {
         let captures = template("/o/{id}/{*rest}").matches(b"/o/7%20%c3%bc/a/b%2Fc").unwrap();
         let filled = |text| LocationTemplate::parse(text).unwrap().fill(&captures);
         assert_eq!(filled("/status/{id}"), "/status/7%20%C3%BC");

@@ -1,5 +1,5 @@
-//! From a request to the key that names one logical operation, and the fingerprint that tells two
-//! requests under one key apart.
+//! From a request to the key that names one logical operation, and the fingerprint that distinguishes two
+//! requests under one key.
 //!
 //! Keys are made in two steps, because most of what is wrong with a request can be seen before its
 //! body arrives: [`KeyPlan::begin`] reads the head, [`KeyPlan::finish`] the body.
@@ -9,7 +9,7 @@ mod caller;
 mod client_key;
 mod digest;
 mod error;
-// For the tool alone: a second caller would keep the compiler from inlining what the module runs.
+// Only for the tool: a second caller would keep the compiler from inlining the module's code.
 #[cfg(not(target_arch = "wasm32"))]
 mod explain;
 mod fingerprint;
@@ -60,7 +60,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Makes the digests keyed, so that who reads the store cannot guess keys (at least 16 bytes).
+/// Makes the digests keyed, so that a reader of the store cannot guess keys (at least 16 bytes).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub Vec<u8>);
 

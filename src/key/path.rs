@@ -6,7 +6,7 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode, per
 const ALL_BUT_UNRESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What may not stand in a path: all but `pchar` and `/` (RFC 3986 section 3.3).
+/// Bytes that a path may not contain: all but `pchar` and `/` (RFC 3986 section 3.3).
 const NOT_IN_A_PATH: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -27,9 +27,8 @@ const NOT_IN_A_PATH: &AsciiSet = &CONTROLS
 /// The path of a `:path` header in normal form: no query, escapes of unreserved characters undone,
 /// the hexadecimal digits of others in upper case, no dot segments.
 ///
-/// Bytes that may not stand in a path are escaped, and so is a `%` that begins no escape. The
-/// result is therefore ASCII and safe in a header. An escaped slash stays escaped: it is part of a
-/// segment.
+/// Bytes that a path may not contain are escaped, and so is a `%` that begins no escape. The result is
+/// therefore ASCII and safe in a header. An escaped slash stays escaped: it is part of a segment.
 pub(super) fn normalise(path: &[u8]) -> String {
     let end = path.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(path.len());
     remove_dot_segments(&normalise_escapes(path.get(..end).unwrap_or_default()))
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_stand_in_a_path_is_escaped() {
+    fn bytes_that_a_path_may_not_contain_are_escaped() {
         assert_eq!(normalise("/k\u{f6}ln {x}\r\n".as_bytes()), "/k%C3%B6ln%20%7Bx%7D%0D%0A");
         assert_eq!(normalise(b"/\xff\x00\x7f"), "/%FF%00%7F");
         assert_eq!(normalise(b"/100%/%zz/%4"), "/100%25/%25zz/%254");

@@ -10,7 +10,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer(Vec<String>);
 
-/// Why a text is no JSON Pointer. `Display` quotes the text: it comes from the configuration.
+/// Why a text is not a JSON Pointer. `Display` quotes the text: it comes from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PointerError {
     /// It is not empty and does not begin with `/` (RFC 6901 section 3).
@@ -24,7 +24,7 @@ impl Pointer {
     ///
     /// # Errors
     ///
-    /// When the text is no pointer.
+    /// If the text is not a pointer.
     pub fn parse(text: &str) -> Result<Self, PointerError> {
         if text.is_empty() {
             return Ok(Self(Vec::new()));
@@ -58,7 +58,7 @@ impl fmt::Display for PointerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoLeadingSlash(text) => {
-                write!(f, "{text:?} is no JSON Pointer, write \"/{text}\"")
+                write!(f, "{text:?} is not a JSON Pointer, write \"/{text}\"")
             }
             Self::BadEscape(text) => {
                 write!(f, "{text:?} has a `~` that is neither `~0` (for ~) nor `~1` (for /)")
@@ -108,9 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pointer_is_refused_and_the_message_says_why() {
+    fn a_text_that_is_not_a_pointer_is_refused_and_the_message_says_why() {
         let message = |text| Pointer::parse(text).unwrap_err().to_string();
-        assert_eq!(message("from"), r#""from" is no JSON Pointer, write "/from""#);
+        assert_eq!(message("from"), r#""from" is not a JSON Pointer, write "/from""#);
         assert!(message("/a~2").contains("neither `~0`"));
         assert!(message("/a~").contains("neither `~0`"));
     }

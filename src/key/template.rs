@@ -26,7 +26,7 @@ pub struct PathTemplate {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Captures(Vec<Capture>);
 
-/// Why a text is no template. `Display` quotes the text: it comes from the configuration.
+/// Why a text is not a template. `Display` quotes the text: it comes from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TemplateError {
     /// A path template that does not begin with `/`.
@@ -47,7 +47,7 @@ pub enum TemplateError {
     /// A location that is neither a path nor an `http` or `https` URL, or one with a capture in its
     /// authority.
     BadLocation(String),
-    /// A location with bytes that may not stand in a URL unescaped.
+    /// A location with bytes that must be escaped in a URL.
     NotPrintable(String),
 }
 
@@ -56,7 +56,7 @@ impl PathTemplate {
     ///
     /// # Errors
     ///
-    /// When the text is no template.
+    /// If the text is not a template.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
         let Some(segments) = text.strip_prefix('/') else {
             return Err(TemplateError::NoLeadingSlash(text.to_owned()));
@@ -186,16 +186,16 @@ impl fmt::Display for TemplateError {
             Self::BadCapture(text) => {
                 write!(
                     f,
-                    "{text:?} has braces that are no capture, write {{name}} or {{*rest}} as a segment"
+                    "{text:?} has braces that are not a capture, write {{name}} or {{*rest}} as a segment"
                 )
             }
             Self::BadName(name) => {
                 write!(
                     f,
-                    "{name:?} is no name: ASCII letters, digits, \"_\" and \"-\", at least one"
+                    "{name:?} is not a name: ASCII letters, digits, \"_\" and \"-\", at least one"
                 )
             }
-            Self::DuplicateName(name) => write!(f, "{{{name}}} stands twice"),
+            Self::DuplicateName(name) => write!(f, "{{{name}}} appears twice"),
             Self::TooManyCaptures => write!(f, "more than {MAX_CAPTURES} captures"),
             Self::TailNotLast(segment) => write!(f, "{segment} is not the last segment"),
             Self::NeverMatches(segment) => {
@@ -209,7 +209,7 @@ impl fmt::Display for TemplateError {
                 "{text:?} is neither a path nor an http(s) URL without captures in its authority"
             ),
             Self::NotPrintable(text) => {
-                write!(f, "{text:?} has bytes that may not stand in a URL, percent-encode them")
+                write!(f, "{text:?} has bytes that a URL may not contain, percent-encode them")
             }
         }
     }
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_template_is_refused_and_the_message_says_why() {
+    fn a_text_that_is_not_a_path_template_is_refused_and_the_message_says_why() {
         let refused = |text: &str| PathTemplate::parse(text).unwrap_err();
         assert_eq!(refused("a"), TemplateError::NoLeadingSlash("a".into()));
         assert_eq!(refused(""), TemplateError::NoLeadingSlash(String::new()));
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(refused("/a?b"), TemplateError::NeverMatches("a?b".into()));
         assert_eq!(refused("/../b"), TemplateError::NeverMatches("..".into()));
         assert_eq!(refused("/a/%2e"), TemplateError::NeverMatches("%2e".into()));
-        assert_eq!(refused("/{a}/{a}").to_string(), "{a} stands twice");
+        assert_eq!(refused("/{a}/{a}").to_string(), "{a} appears twice");
     }
 
     #[test]
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_does_not_show_what_was_captured() {
+    fn debug_does_not_show_captured_values() {
         let captures = template("/a/{id}").matches(b"/a/secret").unwrap();
         assert_eq!(format!("{captures:?}"), r#"["id"]"#);
     }

@@ -109,7 +109,7 @@ fn fingerprint(plan: &KeyPlan, request: &Request) -> Fingerprint {
 }
 
 #[test]
-fn a_key_is_logged_by_its_first_twelve_hexadecimal_digits_alone() {
+fn only_the_first_twelve_hexadecimal_digits_of_a_key_are_logged() {
     let key = Key([0xab; 32]);
     assert_eq!(key.to_string(), "abababababab");
     assert_eq!(format!("{key:?}"), "Key(abababababab)");
@@ -130,7 +130,7 @@ fn a_secret_makes_another_key_and_another_fingerprint() {
 }
 
 #[test]
-fn nothing_that_is_printed_shows_what_the_request_said() {
+fn no_printed_text_shows_data_of_the_request() {
     let plan = parts(&[KeyPart::Header("x".into()), KeyPart::KeyHeader("k".into())]);
     let request = post().header("x", "hidden").header("k", "hidden");
     assert_eq!(format!("{:?}", request.begin(&plan).unwrap()), "Draft(..)");
@@ -147,7 +147,10 @@ fn an_error_says_where_the_fault_is() {
     assert_eq!(said(KeyPart::Json(pointer("/from"))), named("json /from"));
     assert_eq!(said(KeyPart::Body), named("body"));
     let invalid = KeyError::KeyInvalid { header: "idempotency-key".into(), why: "it is repeated" };
-    assert_eq!(invalid.to_string(), "the header idempotency-key is no key: it is repeated");
+    assert_eq!(
+        invalid.to_string(),
+        "the header idempotency-key is not a valid key: it is repeated"
+    );
     let body = KeyError::BodyInvalid { why: "it is not JSON" };
     assert_eq!(body.to_string(), "the body cannot be read: it is not JSON");
 }

@@ -15,8 +15,8 @@
 //! | 78–79 | status | finished; else not read, written as 0 |
 //! | 80… | answer | [postcard](https://postcard.jamesmunns.com/wire-format): a list of pairs of byte strings, a byte string |
 //!
-//! Numbers are big endian, all of one width, so that a script in the store can cut them out, and compare
-//! two deadlines as it compares two strings.
+//! Numbers are big endian and have a fixed width, so that a script in the store can cut them out and compare
+//! two deadlines as strings.
 
 use crate::key::Fingerprint;
 use crate::record::{Answer, Head, Kept, Record, State, Token};
@@ -27,7 +27,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-/// The version written, and the only one read. It changes with whatever changes in the table above.
+/// The version that is written, and the only one that is read. It changes with any change in the table above.
 pub const VERSION: u8 = 1;
 
 /// Length of the head: a record is never shorter.
@@ -52,9 +52,9 @@ pub const FIRST_SEEN: Range<usize> = 70..78;
 /// Where the answer's status code stands.
 pub const STATUS: Range<usize> = 78..80;
 
-/// State of a claim. The five are letters, so that a record can be told by eye in `redis-cli`.
+/// State of a claim. The five are letters, so that people can read them in `redis-cli`.
 pub const ONGOING: u8 = b'o';
-/// State of a key in doubt.
+/// State of a key whose outcome is unknown.
 pub const UNKNOWN: u8 = b'u';
 /// State of a finished record with its answer.
 pub const ANSWER: u8 = b'a';
@@ -63,7 +63,7 @@ pub const STATUS_ONLY: u8 = b's';
 /// State of a finished record of which nothing is kept.
 pub const TOMBSTONE: u8 = b't';
 
-/// Why bytes are no record. Never a miss: what cannot be read may be a claim.
+/// Why bytes are not a record. Never a miss: an unreadable record may be a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodecError {
     /// Shorter than a head.
@@ -72,9 +72,9 @@ pub enum CodecError {
     Version(u8),
     /// A state that does not exist.
     State(u8),
-    /// The answer is cut short, or is none.
+    /// The answer is incomplete or invalid.
     Answer,
-    /// Something follows the record.
+    /// Bytes follow the record.
     Trailing,
 }
 
@@ -86,7 +86,7 @@ impl CodecError {
             Self::Version(_) => "the record was written by another version",
             Self::State(_) => "the record is in a state that does not exist",
             Self::Answer => "the record's answer is broken",
-            Self::Trailing => "something follows the record",
+            Self::Trailing => "the record has trailing bytes",
         }
     }
 }
@@ -112,11 +112,11 @@ pub fn encode(record: &Record) -> Vec<u8> {
     bytes
 }
 
-/// The record these bytes are.
+/// Decodes a record.
 ///
 /// # Errors
 ///
-/// A [`CodecError`] if they are anything but exactly one record of this [`VERSION`].
+/// A [`CodecError`] if the bytes are anything but exactly one record of this [`VERSION`].
 pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     let (head, rest) = bytes.split_first_chunk().ok_or(CodecError::Short)?;
     let head = decode_head(head)?;
@@ -127,7 +127,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
     head.try_complete(|| decode_answer(rest).map(Some))
 }
 
-/// The head alone.
+/// Only the head.
 pub(crate) fn encode_head(head: &Head) -> [u8; HEAD_LEN] {
     let (state, deadline, unknown_for, status) = match &head.state {
         State::Ongoing { lease_until, unknown_for } => (ONGOING, *lease_until, *unknown_for, 0),
@@ -141,7 +141,7 @@ pub(crate) fn encode_head(head: &Head) -> [u8; HEAD_LEN] {
             (state, *until, Duration::ZERO, *status)
         }
     };
-    // Saturates like Timestamp does: a span too long to write never ends, it does not wrap to zero.
+    // Saturates like Timestamp does: a span that is too long to write never ends. It must not wrap to zero.
     let unknown_for = u64::try_from(unknown_for.as_millis()).unwrap_or(u64::MAX);
     let mut bytes = [0; HEAD_LEN];
     let fields: [&[u8]; 9] = [
@@ -161,7 +161,7 @@ pub(crate) fn encode_head(head: &Head) -> [u8; HEAD_LEN] {
     bytes
 }
 
-/// The head these bytes are.
+/// Decodes a head.
 pub(crate) fn decode_head(bytes: &[u8; HEAD_LEN]) -> Result<Head, CodecError> {
     let [version] = field(bytes, VERSION_AT..STATE_AT)?;
     if version != VERSION {
@@ -191,7 +191,7 @@ pub(crate) fn decode_head(bytes: &[u8; HEAD_LEN]) -> Result<Head, CodecError> {
     })
 }
 
-/// Writes the answer behind what is in `bytes`.
+/// Appends the answer to `bytes`.
 pub(crate) fn append_answer(answer: &Answer, bytes: &mut Vec<u8>) {
     let wire = AnswerOnTheWire {
         headers: answer
@@ -201,12 +201,12 @@ pub(crate) fn append_answer(answer: &Answer, bytes: &mut Vec<u8>) {
             .collect(),
         body: Bytes::new(&answer.body),
     };
-    // A Vec takes everything and all lengths are known, so this cannot fail. If it did, the record
-    // would be empty, which is refused by whoever reads it: a needless 503, no double execution.
+    // A Vec takes everything and all lengths are known, so this cannot fail. If it did, the record would be
+    // empty, and readers would refuse it: a needless 503, but no double execution.
     *bytes = postcard::to_extend(&wire, std::mem::take(bytes)).unwrap_or_default();
 }
 
-/// The answer these bytes are.
+/// Decodes an answer.
 pub(crate) fn decode_answer(bytes: &[u8]) -> Result<Answer, CodecError> {
     let (wire, rest): (AnswerOnTheWire<'_>, _) =
         postcard::take_from_bytes(bytes).map_err(|_| CodecError::Answer)?;

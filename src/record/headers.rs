@@ -2,18 +2,18 @@
 
 /// A rule's `replay_headers`. Names are compared without regard to case.
 ///
-/// Whatever it says, these are never kept: `set-cookie` (a session must not reach a second client),
-/// what belongs to one connection (RFC 9110 section 7.6.1, with whatever `connection` names),
-/// `content-length` (computed anew), pseudo headers, and the filter's own headers.
+/// These are never kept, whatever the policy says: `set-cookie` (a session must not reach a second client),
+/// headers of one connection (RFC 9110 section 7.6.1, and all that `connection` names), `content-length`
+/// (computed anew), pseudo headers, and the filter's own headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeaderPolicy {
     /// Keeps all but the built-in list and these.
     Deny(Vec<String>),
-    /// Keeps these alone; the built-in list does not count.
+    /// Keeps only these; the built-in list does not apply.
     Allow(Vec<String>),
 }
 
-/// The built-in list and nothing more.
+/// Only the built-in list.
 impl Default for HeaderPolicy {
     fn default() -> Self {
         Self::Deny(Vec::new())
@@ -21,8 +21,8 @@ impl Default for HeaderPolicy {
 }
 
 impl HeaderPolicy {
-    /// Whether a header of this name is kept, as far as its name tells: see [`HeaderPolicy::kept`]
-    /// for what `connection` names.
+    /// Whether a header of this name is kept, judged only by its name: see [`HeaderPolicy::kept`] for names
+    /// in `connection`.
     pub fn keep(&self, name: &[u8]) -> bool {
         if is_never_replayed(name) {
             return false;
@@ -54,9 +54,9 @@ impl HeaderPolicy {
 
 /// Kept by no policy.
 const NEVER_REPLAYED: &[&str] = &[
-    // A cookie names a session: with `"caller": "anyone"` it would hand one client's to the next.
+    // A cookie names a session: with `"caller": "anyone"`, one client would get another client's session.
     "set-cookie",
-    // Hop by hop: RFC 9110 section 7.6.1, and what HTTP/2 forbids (RFC 9113 section 8.2.2).
+    // Hop by hop: RFC 9110 section 7.6.1, and headers that HTTP/2 forbids (RFC 9113 section 8.2.2).
     "connection",
     "keep-alive",
     "proxy-connection",
@@ -64,16 +64,16 @@ const NEVER_REPLAYED: &[&str] = &[
     "trailer",
     "transfer-encoding",
     "upgrade",
-    // Computed from the body that is sent: an answer kept as its status alone has none.
+    // Computed from the body that is sent: an answer kept only as its status has none.
     "content-length",
-    // Ours: what they say is true of one answer only.
+    // Our own: their values hold for one answer only.
     "idempotent-replayed",
     "idempotency-status",
     "idempotency-attempt",
     "idempotency-control",
 ];
 
-/// Not kept unless an allow-list names them: true of the first answer, not of its replay.
+/// Not kept unless an allow-list names them: they hold for the first answer, not for its replay.
 const DENIED_BY_DEFAULT: &[&str] = &[
     // The proxy writes them anew.
     "date",
@@ -94,12 +94,12 @@ const DENIED_BY_DEFAULT: &[&str] = &[
     "grpc-trace-bin",
     "x-amzn-trace-id",
     "x-cloud-trace-context",
-    // Says something about the host for a time that began with the first answer (RFC 6797).
+    // A statement about the host for a time that began with the first answer (RFC 6797).
     "strict-transport-security",
 ];
 
-/// Prefixes of names that are not kept unless an allow-list names them: what Envoy adds, trace
-/// context (B3), and how much of a quota was left *then*.
+/// Prefixes of names that are not kept unless an allow-list names them: headers that Envoy adds, trace
+/// context (B3), and the remaining quota at *that* time.
 const PREFIXES_DENIED_BY_DEFAULT: &[&str] =
     &["x-envoy-", "x-b3-", "ratelimit", "x-ratelimit-", "x-rate-limit-"];
 
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_the_first_exchange_alone_are_not_kept() {
+    fn headers_that_hold_only_for_the_first_exchange_are_not_kept() {
         let policy = HeaderPolicy::default();
         for name in [
             "date",
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_is_not_kept_even_if_allowed() {
+    fn headers_named_in_connection_are_not_kept_even_if_allowed() {
         let response = pairs(&[
             ("x-hop", "1"),
             ("connection", "close, X-Hop"),

@@ -1,4 +1,4 @@
-//! What a store keeps under a key.
+//! The record that a store keeps under a key.
 
 pub mod codec;
 pub mod headers;
@@ -8,29 +8,29 @@ use crate::key::Fingerprint;
 use crate::time::{Timestamp, WallTime};
 use std::time::Duration;
 
-/// 16 random bytes that prove a claim: the fencing token every transition is compared by.
+/// 16 random bytes that prove a claim: the fencing token that every transition compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub [u8; 16]);
 
-/// What a store keeps under a key.
+/// The record that a store keeps under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record<A = Answer> {
     /// Proves the claim that made this record.
     pub token: Token,
-    /// What must not differ in a duplicate.
+    /// Must be equal in a duplicate.
     pub fingerprint: Fingerprint,
     /// Executions begun under this key, this one included: 1, or more after takeovers.
     pub attempt: u32,
     /// When the first request under the key was seen; survives takeovers.
     pub first_seen: WallTime,
-    /// Where the execution stands.
+    /// The state of the execution.
     pub state: State<A>,
 }
 
-/// A record without its answer: all that transitions look at, and of one size.
+/// A record without its answer: all that transitions need, and of a fixed size.
 pub type Head = Record<()>;
 
-/// Where an execution stands.
+/// The state of an execution.
 ///
 /// ```text
 ///             claim                    complete(answer | status | too large)
@@ -40,35 +40,35 @@ pub type Head = Record<()>;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State<A = Answer> {
-    /// It runs, as far as anyone can tell.
+    /// It runs, as far as is known.
     Ongoing {
-        /// From here on, without a heartbeat, nobody knows any more.
+        /// From then on, without a heartbeat, the outcome is unknown.
         lease_until: Timestamp,
         /// How long the key stays [`State::Unknown`] if the lease lapses.
         unknown_for: Duration,
     },
-    /// It may have run; nobody can tell. At `until` the next attempt takes over.
+    /// It may have run; the outcome is unknown. At `until` the next attempt takes over.
     Unknown {
-        /// From here on the key may be claimed again.
+        /// From then on the key may be claimed again.
         until: Timestamp,
     },
-    /// It ran; what is kept of its answer is kept until `until`.
+    /// It ran; the record lives until `until`.
     Finished {
-        /// From here on the key is free.
+        /// From then on the key is free.
         until: Timestamp,
         /// The answer's status code.
         status: u16,
-        /// What is kept of the answer.
+        /// The kept part of the answer.
         kept: Kept<A>,
     },
 }
 
-/// What is kept of a first answer.
+/// The kept part of a first answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kept<A = Answer> {
-    /// All that may be replayed.
+    /// Everything that may be replayed.
     Answer(A),
-    /// The status alone: the rule says `"do": "status"`.
+    /// Only the status: the rule says `"do": "status"`.
     StatusOnly,
     /// Nothing: a tombstone. It finished; the answer was too large to keep, or a stream.
     Nothing,
@@ -111,8 +111,8 @@ impl<A> Record<A> {
 }
 
 impl Head {
-    /// The whole record again. `answer` is asked for what is kept only if the head says that an
-    /// answer is; without one the record is a tombstone: finished, and never a miss.
+    /// The whole record again. `answer` is called only if the head says that an answer is kept; if it returns
+    /// none, the record is a tombstone: finished, and never a miss.
     ///
     /// # Errors
     ///

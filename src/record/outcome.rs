@@ -1,10 +1,10 @@
-//! Which answers of the application are kept, and which free the key or leave it in doubt.
+//! Which answers of the application are kept, which free the key, and which make its outcome unknown.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What becomes of a first answer.
+/// What happens to a first answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// Kept and replayed.
@@ -13,7 +13,7 @@ pub enum Disposition {
     StatusOnly,
     /// Nothing was done: the key is free again, and the next request runs.
     Release,
-    /// It may have been done: duplicates are refused until somebody may take over.
+    /// It may have been done: duplicates are refused until an attempt may take over.
     Unknown,
 }
 
@@ -24,7 +24,7 @@ pub struct StatusRange {
     last: u16,
 }
 
-/// Why something is no [`StatusRange`].
+/// Why a value is not a [`StatusRange`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatusRangeError {
     /// Neither a number, nor `4xx`, nor `500-599`.
@@ -41,7 +41,7 @@ pub enum StatusRangeError {
 pub struct OutcomeRule {
     /// The rule applies when any of these holds the status.
     pub statuses: Vec<StatusRange>,
-    /// What becomes of the answer.
+    /// What happens to the answer.
     pub then: Disposition,
     /// How long the record lives, if not the rule's own `ttl`.
     pub ttl: Option<Duration>,
@@ -106,7 +106,7 @@ impl fmt::Display for StatusRangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Syntax(found) => {
-                write!(f, "{found:?} is no status, write 200, \"4xx\" or \"500-599\"")
+                write!(f, "{found:?} is not a status, write 200, \"4xx\" or \"500-599\"")
             }
             Self::OutOfBounds(status) => {
                 write!(f, "{status} is not within {LOWEST_FINAL_STATUS} to {HIGHEST_STATUS}")
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range_is_refused() {
+    fn a_text_that_is_not_a_range_is_refused() {
         for text in
             ["", "x", "xx", "4XX", "44xx", "+4xx", "-", "200-", "-200", "2000", "20", " 200"]
         {
@@ -198,9 +198,9 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_to_write() {
+    fn errors_show_a_correct_form() {
         let said = |text: &str| text.parse::<StatusRange>().unwrap_err().to_string();
-        assert_eq!(said("5XX"), r#""5XX" is no status, write 200, "4xx" or "500-599""#);
+        assert_eq!(said("5XX"), r#""5XX" is not a status, write 200, "4xx" or "500-599""#);
         assert_eq!(said("199"), "199 is not within 200 to 599");
         assert_eq!(said("500-400"), "500-400 runs backwards, write 400-500");
     }

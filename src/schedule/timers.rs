@@ -1,10 +1,10 @@
-//! When which stream wants its tick.
+//! When each stream needs its tick.
 
 use crate::time::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 
-/// At most one timer a stream. Among those of one millisecond, the one that was set last is due last: a
-/// requeued request goes to the tail.
+/// At most one timer per stream. Of several in one millisecond, the last one set is due last: a requeued
+/// request goes to the end.
 #[derive(Debug, Default)]
 pub struct Timers {
     by_time: BTreeMap<(Timestamp, u64), u32>,
@@ -35,7 +35,7 @@ impl Timers {
         self.by_time.first_key_value().map(|((time, _), _)| *time)
     }
 
-    /// Takes out one stream whose time has come: the one that has waited for longest.
+    /// Takes out one due stream: the one that has waited longest.
     pub fn take_due(&mut self, now: Timestamp) -> Option<u32> {
         let entry = self.by_time.first_entry().filter(|entry| entry.key().0 <= now)?;
         let stream = entry.remove();
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_due_before_its_time() {
+    fn no_stream_is_due_before_its_time() {
         let mut timers = Timers::default();
         timers.set(1, Some(at(20)));
         assert_eq!(timers.take_due(at(19)), None);

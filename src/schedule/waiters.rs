@@ -1,19 +1,19 @@
-//! Streams that wait for the end of a claim, in one line a key.
+//! Streams that wait for the end of a claim, in one line per key.
 
 use crate::key::Key;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// The lines of one worker.
 ///
-/// The end of a claim wakes the first in its line alone. When that one leaves the line, because it has its
-/// answer, runs, or is gone, the next is woken. If the key is free, the first runs it, the second finds
-/// the new claim, and nobody else looks; if there is an answer, each in its turn finds it. Waking all at
-/// once would cost a look for each that waits, each time a claim is released.
+/// The end of a claim wakes only the first in its line. When that one leaves the line (it has its answer,
+/// runs, or is gone), the next is woken. If the key is free, the first runs it, the second finds the new
+/// claim, and no other makes a lookup; if there is an answer, each finds it in its turn. Waking all at once
+/// would cost a lookup per waiting stream each time a claim is released.
 #[derive(Debug, Default)]
 pub struct Waiters {
     by_key: HashMap<Key, BTreeMap<u64, u32>>,
     by_stream: HashMap<u32, Place>,
-    /// Streams to be woken, in order. Some may have left meanwhile.
+    /// Streams to wake, in order. Some may have left meanwhile.
     woken: VecDeque<u32>,
     joined: u64,
 }
@@ -30,9 +30,9 @@ struct Place {
 enum Wake {
     /// Nothing has ended.
     Asleep,
-    /// It is about to be told.
+    /// It will be woken.
     Due,
-    /// It was told: when it leaves, the next in line is.
+    /// It was woken: when it leaves, the next in line is woken.
     Told,
 }
 
@@ -61,7 +61,7 @@ impl Waiters {
         }
     }
 
-    /// A claim on this key has ended, or may have: the first in line is to be told.
+    /// A claim on this key has ended, or may have: the first in line will be woken.
     pub fn wake(&mut self, key: Key) {
         let first = self.by_key.get(&key).and_then(|line| line.values().next());
         let Some(place) = first.and_then(|stream| self.by_stream.get_mut(stream)) else { return };
@@ -74,7 +74,7 @@ impl Waiters {
         }
     }
 
-    /// The next stream that is to be told.
+    /// The next stream to wake.
     pub fn take_woken(&mut self) -> Option<u32> {
         while let Some(stream) = self.woken.pop_front() {
             if let Some(place) = self.by_stream.get_mut(&stream)
@@ -87,12 +87,12 @@ impl Waiters {
         None
     }
 
-    /// Somebody is to be told.
+    /// A stream is to be woken.
     pub fn has_woken(&self) -> bool {
         !self.woken.is_empty()
     }
 
-    /// Nobody waits.
+    /// No stream waits.
     pub fn is_empty(&self) -> bool {
         self.by_stream.is_empty()
     }
@@ -136,19 +136,19 @@ mod tests {
         waiters.wake(A);
         assert_eq!(woken(&mut waiters), [1]);
         assert!(woken(&mut waiters).is_empty());
-        // The next end is told to it again.
+        // The next end wakes it again.
         waiters.wake(A);
         waiters.wake(A);
         assert_eq!(woken(&mut waiters), [1]);
     }
 
     #[test]
-    fn one_that_leaves_before_it_was_told_passes_the_word_on() {
+    fn one_that_leaves_before_it_was_woken_wakes_the_next() {
         let mut waiters = three_wait();
         waiters.wake(A);
         waiters.leave(1);
         assert_eq!(woken(&mut waiters), [2]);
-        // One that nobody has told anything says nothing.
+        // A stream that was not woken wakes no other.
         waiters.leave(3);
         assert!(woken(&mut waiters).is_empty());
     }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn who_joins_again_goes_to_the_end() {
+    fn a_stream_that_joins_again_goes_to_the_end() {
         let mut waiters = three_wait();
         waiters.join(A, 1);
         waiters.wake(A);

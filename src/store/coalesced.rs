@@ -1,4 +1,4 @@
-//! Questions that wait for the answer to the same question, which is on its way to the shared store already.
+//! Requests that wait for the reply to a lookup of the same key, which is on its way to the shared store.
 
 use super::Command;
 use crate::key::Key;
@@ -6,40 +6,40 @@ use crate::time::Timestamp;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-/// When a group of questions looks again by itself, in case the message that the first was answered got
-/// lost: a fraction of the shortest time a person notices.
+/// When a group starts again by itself, in case the message about the first reply was lost: a fraction of the
+/// shortest time that a person notices.
 const LOST_MESSAGE: Duration = Duration::from_millis(50);
 
-/// A question that waits. `R` says whose it is.
+/// A coalesced request. `R` identifies it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Coalesced<R> {
-    /// Whose question it is.
+    /// The request.
     pub request: R,
-    /// What is asked.
+    /// Its command.
     pub command: Command,
-    /// When it was asked first, however often it had to begin again.
+    /// When it first asked, even if it started again since.
     pub since: Timestamp,
 }
 
-/// What becomes of a question whose turn it is.
+/// What a request does when its turn comes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Turn<R> {
-    /// It begins again.
+    /// It starts again.
     Begin(Coalesced<R>),
-    /// It fails: the question that it waited for has failed, or it has waited for too long.
+    /// It fails: the lookup that it waited for has failed, or it has waited too long.
     Fail(Coalesced<R>),
 }
 
-/// The waiting questions of one worker, in one group a key.
+/// The coalesced requests of one worker, one group per key.
 ///
-/// A group that hears nothing sends its first question to look, and no other: a crowd that waits costs one
-/// look a key and pause. Once the key's question is answered, all take their turn, one at a time.
+/// A group that receives no message lets only its first request start again: a crowd costs one lookup per key
+/// and pause. Once the key's lookup has its reply, all take their turn, one at a time.
 #[derive(Debug)]
 pub struct Groups<R> {
     by_key: HashMap<Key, Group<R>>,
-    /// When each group looks by itself.
+    /// When each group starts again by itself.
     looks: BTreeSet<(Timestamp, Key)>,
-    /// Groups whose question is answered; whether it failed.
+    /// Groups whose lookup has its reply; whether it failed.
     answered: VecDeque<(VecDeque<Coalesced<R>>, bool)>,
     timeout: Duration,
 }
@@ -52,12 +52,12 @@ struct Group<R> {
 }
 
 impl<R> Groups<R> {
-    /// No question waits longer than `timeout`.
+    /// No request waits longer than `timeout`.
     pub fn new(timeout: Duration) -> Self {
         Self { by_key: HashMap::new(), looks: BTreeSet::new(), answered: VecDeque::new(), timeout }
     }
 
-    /// The question waits for the one that is asked already. That one is over at `until`, whatever happens.
+    /// The request waits for the lookup that is in flight. That one is over at `until`, whatever happens.
     pub fn park(&mut self, question: Coalesced<R>, until: Timestamp, now: Timestamp) {
         let key = question.command.key();
         let group = self.by_key.entry(key).or_insert_with(|| {
@@ -65,7 +65,7 @@ impl<R> Groups<R> {
             self.looks.insert((look_at, key));
             Group { waiting: VecDeque::new(), look_at }
         });
-        // One that has looked in vain keeps its place.
+        // A request that has started again in vain keeps its place.
         let first = group.waiting.front().map(|first| first.since);
         if question.since < now && first.is_some_and(|first| question.since <= first) {
             group.waiting.push_front(question);
@@ -74,7 +74,7 @@ impl<R> Groups<R> {
         }
     }
 
-    /// The question on this key is answered, or has `failed`: all that wait for it take their turn.
+    /// The lookup of this key has its reply, or has `failed`: all that wait for it take their turn.
     pub fn answered(&mut self, key: Key, failed: bool) {
         if let Some(Group { waiting, look_at }) = self.by_key.remove(&key) {
             self.looks.remove(&(look_at, key));
@@ -82,7 +82,7 @@ impl<R> Groups<R> {
         }
     }
 
-    /// Takes out the next question whose turn it is.
+    /// Takes out the next request whose turn it is.
     pub fn take_turn(&mut self, now: Timestamp) -> Option<Turn<R>> {
         while let Some((group, failed)) = self.answered.front_mut() {
             let failed = *failed;
@@ -95,7 +95,7 @@ impl<R> Groups<R> {
         self.take_look(now)
     }
 
-    /// The first question of the group that looks by itself now.
+    /// The first request of the group that starts again by itself now.
     fn take_look(&mut self, now: Timestamp) -> Option<Turn<R>> {
         let (look_at, key) = self.looks.first().copied().filter(|(look_at, _)| *look_at <= now)?;
         self.looks.remove(&(look_at, key));
@@ -103,7 +103,7 @@ impl<R> Groups<R> {
         let question = group.waiting.pop_front()?;
         let late = self.is_late(&question, now);
         if !group.waiting.is_empty() {
-            // Those behind one that is late may be late as well: they take their turn next.
+            // Those behind a late request may be late too: they take their turn next.
             group.look_at = if late { now } else { now.after(LOST_MESSAGE) };
             self.looks.insert((group.look_at, key));
             self.by_key.insert(key, group);
@@ -111,7 +111,7 @@ impl<R> Groups<R> {
         Some(if late { Turn::Fail(question) } else { Turn::Begin(question) })
     }
 
-    /// Every group looks now: a message may have come before anybody here was told of messages.
+    /// Every group starts again now: a message may have come before this worker received messages.
     pub fn look_now(&mut self, now: Timestamp) {
         self.looks = self.by_key.keys().map(|key| (now, *key)).collect();
         for group in self.by_key.values_mut() {
@@ -119,12 +119,12 @@ impl<R> Groups<R> {
         }
     }
 
-    /// Questions are answered that have not taken their turn yet.
+    /// Some requests whose lookup has its reply have not taken their turn yet.
     pub fn has_answered(&self) -> bool {
         !self.answered.is_empty()
     }
 
-    /// When the first group looks by itself.
+    /// When the first group starts again by itself.
     pub fn alarm(&self) -> Option<Timestamp> {
         self.looks.first().map(|(look_at, _)| *look_at)
     }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_too_long_fails_and_so_do_all_as_old() {
+    fn a_request_that_waits_too_long_fails_and_so_do_all_as_old() {
         let mut groups = groups([question(1, 1, 0), question(1, 2, 0), question(1, 3, 200)]);
         assert_eq!(turns(&mut groups, 250), [(1, false), (2, false), (3, true)]);
     }

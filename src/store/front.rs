@@ -1,7 +1,7 @@
-//! Everything between a request's question and its reply, without IO.
+//! Everything between a request's command and its reply, without IO.
 //!
-//! A worker has one [`Front`]. It owns the table in this Envoy's memory, the way to Redis, the questions that
-//! wait for the answer to the same question, and the commands under way. Facts go in, orders come out:
+//! A worker has one [`Front`]. It owns the table in this Envoy's memory, the Redis client, the coalesced
+//! requests and the commands in flight. Facts go in, orders come out:
 //!
 //! ```text
 //!   ask(request, command) ──▶ ┌───────┐ ──▶ the reply, if it is known here
@@ -10,12 +10,12 @@
 //! ```
 //!
 //! The rule: *the host carries out the orders one after the other, in order, and none in the middle of
-//! another.* What a fact means for requests is not dealt with when the fact comes but in [`Front::work`], one
-//! step at a time. So a reply that makes a request ask again cannot overtake bytes that were written before,
-//! and the host decides how many steps a callback takes.
+//! another.* [`Front::handle`] only stores a fact; [`Front::work`] handles its effects on requests, one step
+//! at a time. So a request that asks again after a reply cannot overtake bytes that were written before, and
+//! the host decides how many steps a callback takes.
 
 use super::coalesced::{Coalesced, Groups, Turn};
-use super::redis::{Call, Client, Event, Line, Ticket};
+use super::redis::{Call, Client, CommandId, Connection, Event};
 use super::shared_data::{Executed, MemoryStore, SharedData, Tally};
 use super::tiers::{Begun, Concluded, Tiers};
 use super::{Command, CommandKind, Reply, ReplyKind, StoreError};
@@ -24,7 +24,7 @@ use crate::time::Timestamp;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-/// The stores of one worker. `R` names a question: whose it is, and which.
+/// The stores of one worker. `R` identifies a command of a request.
 #[derive(Debug)]
 pub struct Front<S, R> {
     store: Store<S, R>,
@@ -33,7 +33,7 @@ pub struct Front<S, R> {
 
 #[derive(Debug)]
 enum Store<S, R> {
-    /// The table alone.
+    /// Only the table.
     Memory(MemoryStore<S>),
     /// The table in front of Redis.
     Redis(Box<Redis<S, R>>),
@@ -44,77 +44,77 @@ struct Redis<S, R> {
     tiers: Tiers<S>,
     client: Client,
     groups: Groups<R>,
-    /// Commands under way.
-    asked: HashMap<Ticket, Asked<R>>,
-    tickets: u64,
-    /// What has come from Redis and was not dealt with yet.
+    /// Commands in flight.
+    asked: HashMap<CommandId, Asked<R>>,
+    ids: u64,
+    /// Events of Redis that are not handled yet.
     come: VecDeque<Come>,
-    /// The next step is one of a group's, if there is one.
+    /// The next step takes a coalesced request, if there is one.
     groups_next: bool,
 }
 
 #[derive(Debug)]
 struct Asked<R> {
-    /// `None`: the front's own, to give a claim back.
+    /// `None`: the front's own command, which gives a claim back.
     request: Option<R>,
     since: Timestamp,
 }
 
 #[derive(Debug)]
 enum Come {
-    Replied(Ticket, Box<(Command, Result<Reply, StoreError>)>),
+    Replied(CommandId, Box<(Command, Result<Reply, StoreError>)>),
     Ended(Key),
 }
 
 /// Something that has happened.
 #[derive(Clone, Copy, Debug)]
 pub enum Fact<'a> {
-    /// A connection takes bytes.
-    Opened(Line),
-    /// Bytes have come.
-    Received(Line, &'a [u8]),
-    /// A connection is gone, or could not be opened.
-    Closed(Line),
-    /// An HTTP call has its answer: status, 0 for none, and body.
-    Called(Ticket, u16, &'a [u8]),
-    /// Another worker says that the claim on this key has ended.
+    /// A connection is open and takes bytes.
+    Opened(Connection),
+    /// Bytes were received.
+    Received(Connection, &'a [u8]),
+    /// A connection is closed, or could not be opened.
+    Closed(Connection),
+    /// The response of an HTTP call: status (0 for none) and body.
+    Called(CommandId, u16, &'a [u8]),
+    /// Another worker reports that the claim on this key has ended.
     Ended(Key),
-    /// Another worker says that a question on this key is answered.
+    /// Another worker reports that the lookup of this key has its reply.
     Answered(Key),
-    /// From now on, this worker is told of [`Order::Wake`] of the others.
+    /// From now on, this worker receives [`Order::Wake`] of the others.
     Listening,
-    /// The time of [`Front::alarm`] has come.
+    /// The time of [`Front::alarm`] is reached.
     Tick,
 }
 
-/// What the host is to do.
+/// What the host must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order<R> {
-    /// This question is answered.
+    /// The reply to this command.
     Reply(R, Result<Reply, StoreError>),
-    /// Open this connection; say [`Fact::Opened`] or [`Fact::Closed`] then.
-    Open(Line),
+    /// Open this connection, then report [`Fact::Opened`] or [`Fact::Closed`].
+    Open(Connection),
     /// Send these bytes on it.
-    Write(Line, Vec<u8>),
+    Write(Connection, Vec<u8>),
     /// Close it. No [`Fact::Closed`] is needed.
-    Close(Line),
-    /// Make this HTTP call; say [`Fact::Called`] then.
-    Call(Ticket, Call),
-    /// Say [`Fact::Ended`] to every worker of this Envoy, this one included.
+    Close(Connection),
+    /// Make this HTTP call, then report [`Fact::Called`].
+    Call(CommandId, Call),
+    /// Send [`Fact::Ended`] to every worker of this Envoy, this one included.
     Wake(Key),
-    /// Say [`Fact::Answered`] to every worker of this Envoy, this one included.
+    /// Send [`Fact::Answered`] to every worker of this Envoy, this one included.
     WakeAskers(Key),
-    /// The claim on this key has ended: wake who waits for it in this worker.
+    /// The claim on this key has ended: wake the requests that wait for it in this worker.
     WakeHere(Key),
-    /// See to it that this worker is told of [`Order::Wake`]; say [`Fact::Listening`] if it was not before.
+    /// Make sure that this worker receives [`Order::Wake`]; report [`Fact::Listening`] if that is new.
     Listen,
-    /// Count this command and what came of it.
+    /// Count this command and its reply.
     Count(CommandKind, ReplyKind),
-    /// Redis took so long to reply.
+    /// Time that Redis took to reply.
     Took(Duration),
-    /// For the log.
+    /// A warning for the log.
     Warn(String),
-    /// For the log, once in an Envoy: every worker finds the same.
+    /// A warning for the log, once per Envoy: every worker finds the same.
     WarnOnce(String),
 }
 
@@ -131,14 +131,14 @@ impl<S: SharedData, R: Copy> Front<S, R> {
             client,
             groups: Groups::new(timeout),
             asked: HashMap::new(),
-            tickets: 0,
+            ids: 0,
             come: VecDeque::new(),
             groups_next: false,
         };
         Self { store: Store::Redis(Box::new(redis)), orders: VecDeque::new() }
     }
 
-    /// What all names in shared data begin with.
+    /// The prefix of all names in shared data.
     pub fn prefix(&self) -> &str {
         match &self.store {
             Store::Memory(table) => table.prefix(),
@@ -146,7 +146,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// What has changed in the table since this was asked last.
+    /// Changes of the table since the last call.
     pub fn take_tally(&self) -> Tally {
         match &self.store {
             Store::Memory(table) => table.take_tally(),
@@ -154,7 +154,8 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// Asks the store. What can be said at once is returned; else it is an [`Order::Reply`], later.
+    /// Sends a command to the store. A reply that is known at once is returned; else it comes later as an
+    /// [`Order::Reply`].
     pub fn ask(
         &mut self,
         request: R,
@@ -173,7 +174,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// Asks this Envoy's memory alone, whatever the store is.
+    /// Runs the command in this Envoy's memory only, whatever the store is.
     pub fn ask_here(&mut self, command: &Command, now: Timestamp) -> Result<Reply, StoreError> {
         let executed = match &self.store {
             Store::Memory(table) => table.execute(command, now),
@@ -182,7 +183,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         told(command, executed, &mut self.orders)
     }
 
-    /// From now on, [`Order::WakeHere`] when the claim on this key ends elsewhere, where Redis can tell.
+    /// From now on, [`Order::WakeHere`] when the claim on this key ends elsewhere, if Redis can publish that.
     pub fn watch(&mut self, key: Key, now: Timestamp) {
         if let Store::Redis(redis) = &mut self.store {
             let events = redis.client.watch(key, now);
@@ -190,7 +191,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// No longer.
+    /// Stops that.
     pub fn unwatch(&mut self, key: Key, now: Timestamp) {
         if let Store::Redis(redis) = &mut self.store {
             let events = redis.client.unwatch(key, now);
@@ -198,7 +199,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// Takes a fact. What it means for requests comes of [`Front::work`].
+    /// Takes a fact. [`Front::work`] handles its effects on requests.
     pub fn handle(&mut self, fact: Fact<'_>, now: Timestamp) {
         if let Fact::Ended(key) = fact {
             self.orders.push_back(Order::WakeHere(key));
@@ -209,7 +210,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// Deals with one thing that has come, if there is any.
+    /// Handles one event, if there is one.
     pub fn work(&mut self, now: Timestamp) -> bool {
         match &mut self.store {
             Store::Memory(_) => false,
@@ -217,7 +218,7 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// There is something for [`Front::work`], whatever the time.
+    /// [`Front::work`] has something to do now, whatever the time.
     pub fn has_work(&self) -> bool {
         match &self.store {
             Store::Memory(_) => false,
@@ -225,12 +226,12 @@ impl<S: SharedData, R: Copy> Front<S, R> {
         }
     }
 
-    /// The next order to be carried out.
+    /// The next order to carry out.
     pub fn next_order(&mut self) -> Option<Order<R>> {
         self.orders.pop_front()
     }
 
-    /// When it wants a [`Fact::Tick`] and [`Front::work`], if nothing comes before.
+    /// When it needs a [`Fact::Tick`] and [`Front::work`], if nothing comes before.
     pub fn alarm(&self) -> Option<Timestamp> {
         match &self.store {
             Store::Memory(_) => None,
@@ -246,36 +247,38 @@ type Orders<R> = VecDeque<Order<R>>;
 impl<S: SharedData, R: Copy> Redis<S, R> {
     fn handle(&mut self, fact: Fact<'_>, now: Timestamp) -> Vec<Event> {
         match fact {
-            Fact::Opened(line) => self.client.opened(line, now),
-            Fact::Received(line, bytes) => self.client.received(line, bytes, now),
-            Fact::Closed(line) => self.client.closed(line, now),
-            Fact::Called(ticket, status, body) => self.client.called(ticket, status, body, now),
+            Fact::Opened(connection) => self.client.opened(connection, now),
+            Fact::Received(connection, bytes) => self.client.received(connection, bytes, now),
+            Fact::Closed(connection) => self.client.closed(connection, now),
+            Fact::Called(id, status, body) => self.client.called(id, status, body, now),
             Fact::Tick => self.client.tick(now),
             Fact::Ended(key) | Fact::Answered(key) => {
                 self.groups.answered(key, false);
                 Vec::new()
             }
             Fact::Listening => {
-                // What ended before was said to nobody here.
+                // Nobody here received the messages about earlier ends.
                 self.groups.look_now(now);
                 Vec::new()
             }
         }
     }
 
-    /// Takes what the client says. What the host has to do is ordered at once, in the order in which the
-    /// client expects the replies.
+    /// Takes the client's events. The host's part is ordered at once, in the order in which the client
+    /// expects the replies.
     fn absorb(&mut self, events: Vec<Event>, orders: &mut Orders<R>) {
         for event in events {
             match event {
-                Event::Open(line) => orders.push_back(Order::Open(line)),
-                Event::Write(line, bytes) => orders.push_back(Order::Write(line, bytes)),
-                Event::Close(line) => orders.push_back(Order::Close(line)),
-                Event::Call(ticket, call) => orders.push_back(Order::Call(ticket, call)),
+                Event::Open(connection) => orders.push_back(Order::Open(connection)),
+                Event::Write(connection, bytes) => {
+                    orders.push_back(Order::Write(connection, bytes))
+                }
+                Event::Close(connection) => orders.push_back(Order::Close(connection)),
+                Event::Call(id, call) => orders.push_back(Order::Call(id, call)),
                 Event::Warn(text) => orders.push_back(Order::Warn(text)),
                 Event::WarnOnce(text) => orders.push_back(Order::WarnOnce(text)),
-                Event::Replied(ticket, command, reply) => {
-                    self.come.push_back(Come::Replied(ticket, Box::new((command, reply))));
+                Event::Replied(id, command, reply) => {
+                    self.come.push_back(Come::Replied(id, Box::new((command, reply))));
                 }
                 Event::Ended(key) => self.come.push_back(Come::Ended(key)),
             }
@@ -288,11 +291,10 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
             return true;
         }
         match self.come.pop_front() {
-            Some(Come::Replied(ticket, replied)) => {
+            Some(Come::Replied(id, replied)) => {
                 let (command, reply) = *replied;
                 self.groups_next = true;
-                if let Some((request, reply)) = self.conclude(ticket, &command, reply, now, orders)
-                {
+                if let Some((request, reply)) = self.conclude(id, &command, reply, now, orders) {
                     orders.push_back(Order::Reply(request, reply));
                 }
                 true
@@ -308,7 +310,7 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
         }
     }
 
-    /// A question that has waited for another begins again, or fails as that one did.
+    /// A coalesced request starts again, or fails with the error of the one that it waited for.
     fn work_on_group(&mut self, now: Timestamp, orders: &mut Orders<R>) -> bool {
         let (request, reply) = match self.groups.take_turn(now) {
             None => return false,
@@ -318,7 +320,7 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
                 (request, reply)
             }
             Some(Turn::Fail(Coalesced { request, command, .. })) => {
-                let error = StoreError::Unavailable("the same question got no answer");
+                let error = StoreError::Unavailable("the coalesced command got no reply");
                 (request, told(&command, Err(error), orders))
             }
         };
@@ -347,7 +349,8 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
         }
     }
 
-    /// Sends a command to Redis. The reply is returned if there is one already: Redis cannot be asked.
+    /// Sends a command to Redis. The reply is returned if it is there already, because Redis cannot be
+    /// reached.
     fn send(
         &mut self,
         request: Option<R>,
@@ -355,30 +358,30 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
         now: Timestamp,
         orders: &mut Orders<R>,
     ) -> Option<Result<Reply, StoreError>> {
-        self.tickets = self.tickets.wrapping_add(1);
-        let ticket = Ticket(self.tickets);
-        self.asked.insert(ticket, Asked { request, since: now });
-        let mut events = self.client.ask(ticket, command, now);
-        let own =
-            |event: &mut Event| matches!(event, Event::Replied(other, ..) if *other == ticket);
+        self.ids = self.ids.wrapping_add(1);
+        let id = CommandId(self.ids);
+        self.asked.insert(id, Asked { request, since: now });
+        let mut events = self.client.ask(id, command, now);
+        let own = |event: &mut Event| matches!(event, Event::Replied(other, ..) if *other == id);
         let refused = events.extract_if(.., own).next();
         self.absorb(events, orders);
-        let Some(Event::Replied(ticket, command, reply)) = refused else { return None };
-        self.conclude(ticket, &command, reply, now, orders).map(|(_, reply)| reply)
+        let Some(Event::Replied(id, command, reply)) = refused else { return None };
+        self.conclude(id, &command, reply, now, orders).map(|(_, reply)| reply)
     }
 
-    /// Takes Redis's reply to a command: whose question it was, and what it comes to.
+    /// Takes Redis's reply to a command: the request that it belongs to, and the result.
     fn conclude(
         &mut self,
-        ticket: Ticket,
+        id: CommandId,
         command: &Command,
         reply: Result<Reply, StoreError>,
         now: Timestamp,
         orders: &mut Orders<R>,
     ) -> Option<(R, Result<Reply, StoreError>)> {
-        let Asked { request, since } = self.asked.remove(&ticket)?;
+        let Asked { request, since } = self.asked.remove(&id)?;
         if reply.is_ok() {
-            // What fails is counted elsewhere: at once, or after the time-out, it says nothing of Redis.
+            // Failures are counted elsewhere: they come at once or after the timeout, and say nothing about
+            // Redis's speed.
             orders.push_back(Order::Took(since.until(now)));
         }
         let (key, token) = (command.key(), command.token());
@@ -397,7 +400,7 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
     }
 }
 
-/// A command was carried out in this Envoy's memory, or nowhere.
+/// A command was carried out in this Envoy's memory, or not at all.
 fn told<R>(
     command: &Command,
     executed: Result<Executed, StoreError>,

@@ -1,11 +1,11 @@
-//! What is asked of a store, what it says, and how it fails.
+//! Commands to a store, its replies and its errors.
 
 pub mod coalesced;
 pub mod front;
-pub mod life;
 pub mod redis;
 pub mod shared_data;
 pub mod tiers;
+pub mod transitions;
 
 use crate::key::{Fingerprint, Key};
 use crate::record::{Kept, Record, Token};
@@ -13,10 +13,10 @@ use crate::time::WallTime;
 use std::fmt;
 use std::time::Duration;
 
-/// One transition of one key's record. Every store carries it out atomically.
+/// One transition of one key's record. Every store does it atomically.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Claims the key if it is absent, expired, or unknown and past its time; else reads the record.
+    /// Claims the key if it is absent, expired, or unknown and past `unknown_ttl`; else reads the record.
     ///
     /// A claim that meets a live record with *its own token* is a retry of itself (its first reply was
     /// lost) and is answered [`Reply::Claimed`] again.
@@ -25,15 +25,15 @@ pub enum Command {
         key: Key,
         /// Fresh for every request; the same on a retry.
         token: Token,
-        /// Stored with the claim, and compared by whoever meets it.
+        /// Stored with the claim, and compared with that of every duplicate.
         fingerprint: Fingerprint,
-        /// When the request came, for people to read. Kept if the key is new; Redis takes its own time.
+        /// When the request came, for people to read. Kept if the key is new; Redis uses its own time.
         first_seen: WallTime,
         /// How long the claim lives without a heartbeat.
         lease: Duration,
         /// How long the key stays unknown when the lease lapses.
         unknown_for: Duration,
-        /// Leave word that somebody waits, if the key is ongoing: whoever ends the claim is told so.
+        /// Note that a request waits, if the key is ongoing: the store then wakes it when the claim ends.
         watch: bool,
     },
     /// Heartbeat: a new lease, counted from now.
@@ -45,7 +45,7 @@ pub enum Command {
         /// Counted from now.
         lease: Duration,
     },
-    /// The execution ended; keep this.
+    /// The execution ended: keep its outcome.
     Complete {
         /// The claimed key.
         key: Key,
@@ -53,20 +53,20 @@ pub enum Command {
         token: Token,
         /// The answer's status code.
         status: u16,
-        /// What to keep. An answer beyond what the store can hold is kept as [`Kept::Nothing`].
+        /// What to keep. An answer that is too large for the store is kept as [`Kept::Nothing`].
         kept: Kept,
-        /// How long, counted from now.
+        /// How long to keep it, counted from now.
         ttl: Duration,
     },
-    /// Nothing was executed: frees the key. After a takeover the count of the attempts before it
-    /// survives, as an unknown whose time is over, so that the origin is not told a lie next time.
+    /// Nothing was executed: frees the key. After a takeover, the count of earlier attempts survives as an
+    /// unknown record whose time is over, so that the next attempt has the right number for the origin.
     Release {
         /// The claimed key.
         key: Key,
         /// Proves the claim.
         token: Token,
     },
-    /// It may have run; nobody can tell.
+    /// The execution may have run: its outcome is unknown.
     MarkUnknown {
         /// The claimed key.
         key: Key,
@@ -77,7 +77,7 @@ pub enum Command {
     },
 }
 
-/// Which command it is, without what it is about.
+/// The kind of a command, without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CommandKind {
     /// [`Command::Claim`].
@@ -92,7 +92,7 @@ pub enum CommandKind {
     MarkUnknown,
 }
 
-/// Which reply a command got, without what it says.
+/// The kind of a reply, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReplyKind {
     /// [`Reply::Claimed`] or [`Reply::Done`].
@@ -106,7 +106,7 @@ pub enum ReplyKind {
 }
 
 impl ReplyKind {
-    /// That of a reply.
+    /// The kind of a reply.
     pub fn of(reply: &Result<Reply, StoreError>) -> Self {
         match reply {
             Ok(Reply::Claimed { .. } | Reply::Done) => Self::Ok,
@@ -117,12 +117,12 @@ impl ReplyKind {
     }
 }
 
-/// What a store says.
+/// A store's reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// To `Claim`: the key is yours.
+    /// To `Claim`: the request owns the key.
     Claimed {
-        /// 1, or more after takeovers: what the origin is told.
+        /// 1, or more after takeovers: the number that the origin gets.
         attempt: u32,
     },
     /// To `Claim`: the key is taken; this is its record. Never an expired one, and a lapsed lease
@@ -130,28 +130,28 @@ pub enum Reply {
     Exists(Record),
     /// To `Extend`, `Complete`, `Release`, `MarkUnknown`: done.
     Done,
-    /// To the same four: the record is no longer yours (lapsed and taken over, or expired). Nothing
-    /// was changed.
+    /// To the same four: the record no longer belongs to this token (it lapsed and was taken over, or it
+    /// expired). Nothing was changed.
     NotOwner,
 }
 
-/// How a store fails. Never a miss: a store that cannot tell must not let a duplicate run.
+/// How a store fails. A failure is never a miss: a store that cannot decide must not let a duplicate run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreError {
-    /// It could not be asked, or would not do it: nothing was changed.
+    /// The store could not be reached, or it refused: nothing was changed.
     Unavailable(&'static str),
-    /// It was asked and has not answered: what was asked may have been done, or may be done later.
+    /// The command was sent and has no reply: it may have been done, or may be done later.
     Unanswered(&'static str),
-    /// There is no room that could be freed without dropping a live claim.
+    /// The store is full of live claims: nothing can be evicted.
     Full,
-    /// What stands under the key is no record this version can read.
+    /// This version cannot read the value under the key.
     Unreadable(&'static str),
-    /// Others changed the same place so often that the command was given up; nothing was changed.
+    /// Others changed the same place so often that the command gave up; nothing was changed.
     Contended,
 }
 
 impl Command {
-    /// The key it is about.
+    /// The key that the command is about.
     pub fn key(&self) -> Key {
         match self {
             Self::Claim { key, .. }
@@ -162,7 +162,7 @@ impl Command {
         }
     }
 
-    /// Which command it is.
+    /// The kind of this command.
     pub fn kind(&self) -> CommandKind {
         match self {
             Self::Claim { .. } => CommandKind::Claim,
@@ -190,7 +190,7 @@ impl fmt::Display for StoreError {
         match self {
             Self::Unavailable(why) => write!(f, "the store is not available: {why}"),
             Self::Unanswered(why) => write!(f, "the store has not answered: {why}"),
-            Self::Full => f.write_str("the store has no room that is not a claim's"),
+            Self::Full => f.write_str("the store is full of live claims"),
             Self::Unreadable(why) => write!(f, "the store has a record that cannot be read: {why}"),
             Self::Contended => f.write_str("the store is contended"),
         }

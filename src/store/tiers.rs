@@ -1,42 +1,43 @@
 //! Two tiers: a table in this Envoy in front of a store that many Envoys share.
 //!
-//! Only the shared store says who may run. The table keeps what this Envoy knows of it, so that duplicates
-//! that meet here cost the shared store nothing:
+//! Only the shared store decides who may run. The table keeps what this Envoy knows of its records, so that
+//! duplicates that meet here cost the shared store nothing:
 //!
 //! | in the table ([`Kind`]) | what it is | good enough for |
 //! |---|---|---|
-//! | own claim | an execution of this Envoy's | everybody: the shared store would say the same |
-//! | snapshot | a claim or an unknown outcome elsewhere, as it was when somebody looked | requests within ten milliseconds; waiters for a pause that grows |
-//! | cached record | a finished record | everybody, for `ttl` and never past its own end |
-//! | local-only record | decided here while the shared store was away | everybody |
-//! | question ([`Asking`]), beside any of these | somebody here is asking the shared store | nobody: everybody waits for the answer |
+//! | own claim | an execution of this Envoy | all requests: the shared store would say the same |
+//! | snapshot | recent state of a claim or an unknown outcome that another Envoy owns | requests within ten milliseconds; waiting requests for a pause that grows |
+//! | cached record | a finished record | all requests, for `ttl` and never past its own end |
+//! | local-only record | decided here while the shared store was away | all requests |
+//! | lookup ([`Asking`]), beside any of these | a request here is asking the shared store | no request: all wait for the reply |
 //!
-//! What is known stays known for as long as the record itself lives, however short it is good enough: if the
-//! shared store fails and the rule says `local`, it decides.
+//! An entry stays in the table as long as the record itself lives, even if it is good enough only for a short
+//! time. If the shared store fails and the rule says `local`, the entry decides.
 //!
-//! Claim here, then there; end it there, then here: a failure in between leaves the stricter state.
+//! Claim first here, then in the shared store; end it first there, then here: a failure in between leaves the
+//! stricter state.
 
-use super::life::{self, Change, Verdict};
 use super::shared_data::{
     Asking, Executed, Judged, Kind, Knowledge, Known, Looked, MemoryStore, Put, Said, Says,
     SharedData, Tally, Wake,
 };
+use super::transitions::{self, Change, Verdict};
 use super::{Command, Reply, StoreError};
 use crate::key::Key;
 use crate::record::{Answer, Head, Kept, Record, State, Token};
 use crate::time::Timestamp;
 use std::time::Duration;
 
-/// How long a snapshot is good enough for a request that does not wait. It bounds what a hot key can cost
-/// the shared store to a hundred commands a second and Envoy. A client that has just had the first answer
-/// from one Envoy and asks another within this time may still be told that the first is running.
+/// How long a snapshot is good enough for a request that does not wait. It bounds the cost of a hot key to a
+/// hundred commands to the shared store per second and Envoy. A client that has the first answer from one
+/// Envoy and asks another within this time may still get `in-progress`.
 const FRESH: Duration = Duration::from_millis(10);
 
-/// The pause of a waiter between two looks at a claim elsewhere: a quarter of the time for which this Envoy
-/// has known of the claim, so that the last pause is short beside the wait, and looking at a long one costs
-/// little. It matters where no message tells of the end; else the message comes first.
+/// The pause of a waiting request between two polls of a claim elsewhere: a quarter of the time for which
+/// this Envoy has known the claim. So the last pause is short compared with the wait, and a long wait costs
+/// few polls. It matters only without publish/subscribe; else the message comes first.
 fn pause(known_for: Duration) -> Duration {
-    /// A person notices no less.
+    /// The shortest time that a person notices.
     const SHORTEST: Duration = Duration::from_millis(100);
     const LONGEST: Duration = Duration::from_secs(1);
     (known_for / 4).clamp(SHORTEST, LONGEST)
@@ -53,23 +54,23 @@ pub struct Tiers<S> {
 /// What is known before the shared store is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// The record, good enough for who asks.
+    /// The record, good enough for this request.
     Answered(Record),
-    /// Somebody here is asking the shared store: begin again when they have been answered, at the latest
-    /// then. Whoever ends the question tells, as who ends a claim does.
+    /// Another request here is asking the shared store: start again when it has its reply, or at this time at
+    /// the latest. The end of the lookup is announced like the end of a claim.
     Undecided(Timestamp),
-    /// Nothing: ask the shared store, and bring its reply to [`Tiers::conclude`].
+    /// Nothing: ask the shared store, and pass its reply to [`Tiers::conclude`].
     AskShared,
 }
 
-/// What a reply of the shared store comes to.
+/// What a reply of the shared store leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Concluded {
-    /// The reply, by this Envoy's clock.
+    /// The reply, in this Envoy's time.
     pub reply: Result<Reply, StoreError>,
-    /// Who is to look again.
+    /// Which waiting requests start again.
     pub wake: Wake,
-    /// The claim that the shared store gave must go back: meanwhile, this Envoy has decided otherwise.
+    /// The claim that the shared store gave must be released: this Envoy has decided otherwise meanwhile.
     pub give_back: bool,
 }
 
@@ -82,21 +83,21 @@ enum Asked {
 impl<S: SharedData> Tiers<S> {
     /// `ttl`: how long a cached record may be replayed. `timeout`: how long the shared store may take.
     pub fn new(table: MemoryStore<S>, ttl: Duration, timeout: Duration) -> Self {
-        // Who asks and dies leaves the others waiting for so long.
+        // If the asking request dies, the others wait this long.
         Self { table, ttl, flight: timeout.saturating_mul(2) }
     }
 
-    /// What all keys of the table begin with.
+    /// The prefix of all keys of the table.
     pub fn prefix(&self) -> &str {
         self.table.prefix()
     }
 
-    /// What has changed in the table since this was asked last.
+    /// Changes of the table since the last call.
     pub fn take_tally(&self) -> Tally {
         self.table.take_tally()
     }
 
-    /// Carries out a command in the table alone: the shared store has failed, and the rule says `local`.
+    /// Runs a command only in the table: the shared store has failed, and the rule says `local`.
     ///
     /// # Errors
     ///
@@ -105,7 +106,7 @@ impl<S: SharedData> Tiers<S> {
         self.table.execute(command, now)
     }
 
-    /// Looks at what is known here.
+    /// Checks what is known here.
     pub fn begin(&self, command: &Command, now: Timestamp) -> Begun {
         let Command::Claim { key, token, lease, watch, .. } = command else {
             return Begun::AskShared;
@@ -123,7 +124,7 @@ impl<S: SharedData> Tiers<S> {
                     Judged { says, next: Some(next), watch: false }
                 }
                 Some(_) | None => {
-                    // Who asks and dies has run nothing: the shared store knows what did.
+                    // A request that asks and dies has run nothing: the shared store knows which one did.
                     let until = now.after(self.flight.min(*lease));
                     let asking = Some(Asking { token: *token, until, met: false });
                     let next = Knowledge { known: knowledge.known.clone(), asking };
@@ -137,20 +138,20 @@ impl<S: SharedData> Tiers<S> {
                 Begun::Undecided(until)
             }
             Ok(Looked { said: Said::Other(Asked::Shared), .. })
-            // A table that is full or contended is no reason to refuse anybody.
+            // A full or contended table is no reason to refuse a request.
             | Err(_) => Begun::AskShared,
         }
     }
 
-    /// What is known, if it is good enough for a claim that `waits` or does not.
+    /// The known record, if it is good enough for a claim that `waits` or does not.
     fn good_enough(&self, knowledge: &Knowledge, waits: bool, now: Timestamp) -> Option<Head> {
         let known = knowledge.known.as_ref()?;
-        let head = life::as_it_stands(&known.head, now)?;
+        let head = transitions::as_it_stands(&known.head, now)?;
         match (known.kind, &head.state) {
-            // A lapsed lease may have been taken over elsewhere.
+            // A claim with a lapsed lease may have been taken over elsewhere.
             (Kind::Own, State::Unknown { .. }) => None,
             (Kind::Own | Kind::LocalOnly, _) => Some(head),
-            // The shared store has an answer that had to go from the table, or never fitted.
+            // The shared store has the answer; it was evicted from the table, or never fitted.
             (Kind::Cached, State::Finished { kept: Kept::Nothing, .. }) => None,
             (Kind::Cached | Kind::Snapshot, State::Finished { .. }) => {
                 (now < known.seen_at.after(self.ttl)).then_some(head)
@@ -178,7 +179,7 @@ impl<S: SharedData> Tiers<S> {
             (Command::Claim { token, .. }, Ok(Reply::Exists(record))) => {
                 self.exists(key, *token, record, now)
             }
-            // No answer: the question is over, and what is known stays.
+            // No reply: the lookup is over, and the known record stays.
             (
                 Command::Claim { token, .. },
                 reply @ (Ok(Reply::Done | Reply::NotOwner) | Err(_)),
@@ -188,12 +189,12 @@ impl<S: SharedData> Tiers<S> {
                 };
                 concluded(reply, self.change(key, &over, now))
             }
-            // The owner is alive, whatever the shared store says: who comes here waits for it.
+            // The owner is alive, whatever the shared store says: duplicates here wait for it.
             (Command::Extend { .. }, reply @ (Ok(Reply::Done) | Err(_))) => {
                 let alive = |knowledge: &Knowledge| self.transition(knowledge, command, now);
                 concluded(reply, self.change(key, &alive, now))
             }
-            // It ran, and whoever comes here may be told so, even before the shared store is.
+            // It ran, and duplicates here may learn that even before the shared store does.
             (Command::Complete { .. }, reply @ (Ok(Reply::Done) | Err(_))) => {
                 let taken = reply.is_ok();
                 concluded(reply, self.complete(command, taken, now))
@@ -202,33 +203,38 @@ impl<S: SharedData> Tiers<S> {
                 let unknown = |knowledge: &Knowledge| self.transition(knowledge, command, now);
                 concluded(reply, self.change(key, &unknown, now))
             }
-            // Ongoing there, so it is here until the lease is over.
+            // It is ongoing there, so it is ongoing here until the lease is over.
             (Command::MarkUnknown { .. }, reply @ Err(_)) => concluded(reply, Wake::NOBODY),
+            // A heartbeat that came behind the end of its own claim says nothing of that end.
+            (Command::Extend { token, .. }, reply) => {
+                let ongoing = |known: &Known| matches!(known.head.state, State::Ongoing { .. });
+                concluded(reply, self.give_up(key, *token, &ongoing, now))
+            }
             (
                 Command::Release { token, .. }
-                | Command::Extend { token, .. }
                 | Command::Complete { token, .. }
                 | Command::MarkUnknown { token, .. },
                 reply,
-            ) => concluded(reply, self.give_up(key, *token, now)),
+            ) => concluded(reply, self.give_up(key, *token, &|_| true, now)),
         }
     }
 
-    /// Somebody elsewhere has ended the claim on this key, or may have.
+    /// The claim on this key has ended elsewhere, or may have.
     pub fn ended(&self, key: Key, now: Timestamp) {
         let look_again = |knowledge: &Knowledge| {
-            // The reply to a question may be older than the end: whoever comes now asks anew.
+            // The reply to a lookup may be older than the end: later requests ask again.
             let known = knowledge.known.clone().map(|known| match known.kind {
                 Kind::Snapshot => Known { seen_at: Timestamp::default(), ..known },
                 Kind::Own | Kind::LocalOnly | Kind::Cached => known,
             });
             (known, None)
         };
-        // A snapshot that cannot be changed is too old soon.
+        // A snapshot that cannot be changed is soon too old anyway.
         self.change(key, &look_again, now);
     }
 
-    /// The question is answered: this Envoy runs it, unless it has decided otherwise meanwhile.
+    /// The reply says that the claim is ours: this Envoy runs the request, unless it has decided otherwise
+    /// meanwhile.
     fn claimed(&self, command: &Command, attempt: u32, now: Timestamp) -> Concluded {
         let Command::Claim { key, token, fingerprint, first_seen, lease, unknown_for, .. } =
             command
@@ -257,12 +263,12 @@ impl<S: SharedData> Tiers<S> {
             Ok(Looked { said: Said::Other(()), wake }) => {
                 concluded(Ok(Reply::Claimed { attempt }), wake)
             }
-            // The table's own failures cost the shared store a command, and nobody a refusal.
+            // A failure of the table costs the shared store a command, but no request a refusal.
             Err(_) => concluded(Ok(Reply::Claimed { attempt }), Wake::NOBODY),
         }
     }
 
-    /// The question is answered: the key is taken.
+    /// The reply says that the key is taken.
     fn exists(&self, key: Key, token: Token, record: Record, now: Timestamp) -> Concluded {
         let kind = match record.state {
             State::Finished { .. } => Kind::Cached,
@@ -279,7 +285,7 @@ impl<S: SharedData> Tiers<S> {
             if is_newer {
                 return (knowledge.known.clone(), asking);
             }
-            // The claim has ended since this was asked, or may have: the reply may be older.
+            // The claim has ended since the lookup began, or may have: the reply may be older.
             let in_time = asking != knowledge.asking || kind == Kind::Cached;
             let seen_at = if in_time { now } else { Timestamp::default() };
             let since = same.map_or(now, |known| known.since);
@@ -306,7 +312,7 @@ impl<S: SharedData> Tiers<S> {
         concluded(Ok(Reply::Exists(until_then(record, look_again))), wake)
     }
 
-    /// The execution has ended; `taken`: the shared store knows.
+    /// The execution has ended; `taken`: the shared store has recorded it.
     fn complete(&self, command: &Command, taken: bool, now: Timestamp) -> Wake {
         let Command::Complete { key, token, kept, .. } = command else { return Wake::NOBODY };
         let kind = if taken { Kind::Cached } else { Kind::Own };
@@ -325,7 +331,7 @@ impl<S: SharedData> Tiers<S> {
         }
     }
 
-    /// What a command of its owner makes of what is known.
+    /// How a command of its owner changes the known record.
     fn transition(&self, knowledge: &Knowledge, command: &Command, now: Timestamp) -> Next {
         let known = knowledge.known.clone().and_then(|known| {
             let kind = match command {
@@ -335,7 +341,7 @@ impl<S: SharedData> Tiers<S> {
                 | Command::Complete { .. }
                 | Command::Release { .. } => known.kind,
             };
-            match life::apply(Some(&known.head), command, now) {
+            match transitions::apply(Some(&known.head), command, now) {
                 Verdict::Done(Change::Put(head)) => {
                     Some(Known { kind, head, seen_at: now, since: known.since })
                 }
@@ -349,19 +355,27 @@ impl<S: SharedData> Tiers<S> {
         (known, knowledge.asking)
     }
 
-    /// Nothing runs by this token any more, and nothing of it is to be remembered.
-    fn give_up(&self, key: Key, token: Token, now: Timestamp) -> Wake {
+    /// Nothing runs by this token any more. What is known of it is forgotten if it is `meant`, and unless
+    /// the shared store has its answer or knows nothing of it.
+    fn give_up(
+        &self,
+        key: Key,
+        token: Token,
+        meant: &dyn Fn(&Known) -> bool,
+        now: Timestamp,
+    ) -> Wake {
         let forget = |knowledge: &Knowledge| {
-            let known = knowledge.known.clone();
-            let known =
-                known.filter(|known| known.kind == Kind::LocalOnly || known.head.token != token);
-            (known, without(knowledge.asking, token))
+            let stays = |known: &Known| match known.kind {
+                Kind::LocalOnly | Kind::Cached => true,
+                Kind::Own | Kind::Snapshot => known.head.token != token || !meant(known),
+            };
+            (knowledge.known.clone().filter(stays), without(knowledge.asking, token))
         };
         self.change(key, &forget, now)
     }
 
-    /// Changes what is known, and says who is to look again. The table's own failures cost the shared
-    /// store a command, and nobody a refusal.
+    /// Changes the known record, and returns which waiting requests start again. A failure of the table costs
+    /// the shared store a command, but no request a refusal.
     fn change(&self, key: Key, next: &dyn Fn(&Knowledge) -> Next, now: Timestamp) -> Wake {
         let judge = |knowledge: &Knowledge| {
             let (known, asking) = next(knowledge);
@@ -371,7 +385,7 @@ impl<S: SharedData> Tiers<S> {
         self.table.look(key, &judge, now).map_or(Wake::NOBODY, |looked| looked.wake)
     }
 
-    /// Keeps an answer, or what is left of it if it does not fit.
+    /// Keeps an answer, or only its record if the answer does not fit.
     fn keep(
         &self,
         key: Key,
@@ -394,7 +408,7 @@ impl<S: SharedData> Tiers<S> {
         match self.table.put(key, token, answer, &judge, now) {
             Ok(Put::Kept { wake }) => wake,
             Ok(Put::DoesNotFit) | Err(_) => self.change(key, tombstone, now),
-            // The answer is here already, or what is known is another's.
+            // The answer is here already, or the known record belongs to another token.
             Ok(Put::Refused) => self.change(
                 key,
                 &|knowledge| {
@@ -409,8 +423,9 @@ impl<S: SharedData> Tiers<S> {
     }
 }
 
-/// What was decided here and the shared store does not know, as it stands now: a record of the time when it
-/// was away, or an execution whose end it has not taken. It stays, whatever the shared store says.
+/// A record that was decided here and that the shared store does not know, as it stands now: from the time
+/// when the store was away, or an execution whose end it has not taken. It stays, whatever the shared store
+/// says.
 fn decided_here(knowledge: &Knowledge, now: Timestamp) -> Option<(&Known, Head)> {
     let known = knowledge.known.as_ref()?;
     let decided = match known.kind {
@@ -419,19 +434,19 @@ fn decided_here(knowledge: &Knowledge, now: Timestamp) -> Option<(&Known, Head)>
         Kind::Own => matches!(known.head.state, State::Finished { .. }),
         Kind::Snapshot | Kind::Cached => false,
     };
-    let head = life::as_it_stands(&known.head, now)?;
+    let head = transitions::as_it_stands(&known.head, now)?;
     decided.then_some((known, head))
 }
 
-/// What takes the place of what is known, and of the question.
+/// What replaces the known record and the lookup.
 type Next = (Option<Known>, Option<Asking>);
 
-/// The question, unless it is this claim's.
+/// The lookup, unless it is this claim's.
 fn without(asking: Option<Asking>, token: Token) -> Option<Asking> {
     asking.filter(|asking| asking.token != token)
 }
 
-/// What is known of this token, as another kind.
+/// The known record of this token, as another kind.
 fn of_kind(kind: Kind, known: Known, token: Token) -> Known {
     if known.head.token == token && known.kind != Kind::LocalOnly {
         Known { kind, ..known }
@@ -440,7 +455,7 @@ fn of_kind(kind: Kind, known: Known, token: Token) -> Known {
     }
 }
 
-/// The head of the same record when its answer is not here.
+/// The head of the same record without its answer, which is not here.
 fn without_answer(head: &Head) -> Head {
     match &head.state {
         State::Finished { until, status, kept: Kept::Answer(()) } => {
@@ -450,7 +465,7 @@ fn without_answer(head: &Head) -> Head {
     }
 }
 
-/// The record of a claim elsewhere, as if its lease ended when it is time to look again.
+/// The record of a claim elsewhere, with the lease ending at the time of the next poll.
 fn until_then<A>(record: Record<A>, look_again: Timestamp) -> Record<A> {
     let state = match record.state {
         State::Ongoing { lease_until, unknown_for } => {

@@ -1,21 +1,21 @@
-//! How many lines of one kind the log gets: a store that is down must not write one for each request.
+//! The limit of log lines of one kind: a store that is down must not write one for each request.
 
 use super::Incident;
 use crate::time::Timestamp;
 use std::time::Duration;
 
-/// Lines of one kind and worker in a [`WINDOW`]: the first ones tell what is wrong and with which keys, the
-/// hundredth tells nothing new.
+/// Lines of one kind and worker in a [`WINDOW`]: the first ones show the fault and some of its keys, the
+/// hundredth adds nothing.
 pub const LINES: u32 = 5;
 
-/// How long lines of one kind count together. Short beside the minute in which an operator looks, so that a
-/// trouble that goes on is seen to go on; a day of it is some 100,000 lines a worker and kind at the most.
+/// The length of a window. Short compared with the minute in which an operator looks, so that a lasting fault
+/// is visible as such; a day of it is at most some 100,000 lines per worker and kind.
 pub const WINDOW: Duration = Duration::from_secs(5);
 
-/// What one worker's log has had of each kind lately.
+/// The recent lines of one worker's log, by kind.
 #[derive(Debug, Default)]
 pub struct Limiter {
-    /// One for each kind that has come lately; there are a dozen kinds.
+    /// One per recent kind; there are a dozen kinds.
     windows: Vec<Window>,
 }
 
@@ -35,7 +35,7 @@ impl Window {
 }
 
 impl Limiter {
-    /// Whether a line of this kind may be written. [`Limiter::ended`] comes first.
+    /// Whether a line of this kind may be written. Call [`Limiter::ended`] first.
     pub fn admit(&mut self, incident: Incident, now: Timestamp) -> bool {
         match self.windows.iter_mut().find(|window| window.incident == incident) {
             Some(window) if window.written < LINES => {
@@ -54,7 +54,8 @@ impl Limiter {
         }
     }
 
-    /// Forgets the windows that are over: which lines were not written in them, and how many.
+    /// Forgets the windows that are over, and returns the kinds and numbers of lines that were not written in
+    /// them.
     pub fn ended(&mut self, now: Timestamp) -> Vec<(Incident, u32)> {
         self.forget(|window| window.is_over(now))
     }
@@ -64,7 +65,7 @@ impl Limiter {
         self.forget(|_| true)
     }
 
-    /// When a window ends in which lines were not written.
+    /// When a window with unwritten lines ends.
     pub fn alarm(&self) -> Option<Timestamp> {
         let missed = self.windows.iter().filter(|window| window.missed > 0);
         missed.map(|window| window.until).min()
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_rare_is_written_each_time() {
+    fn a_rare_line_is_written_each_time() {
         let mut limiter = Limiter::default();
         for minute in 0..100 {
             let now = at(minute * 60_000);

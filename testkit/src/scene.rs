@@ -87,7 +87,7 @@ impl Scene {
             total == Some(number as u64 + 1)
         })
         .await;
-        // A worker that has answered others since has sent on what it had from them.
+        // A worker that has answered others since has passed on their bytes.
         for _ in 0..2 {
             let other = Request::new(self.deployment.envoy().front, "GET", "/empty/").send().await;
             assert_eq!(other.status, 503);

@@ -6,7 +6,7 @@ use testkit::client::Raw;
 use testkit::{Bootstrap, World};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_rule_matches_passes_untouched() {
+async fn a_request_that_no_rule_matches_passes_untouched() {
     let world = World::start(pay(json!({}))).await;
     let protected = world.post("/pay").key("a").caller("alice").json("{}");
     for _ in 0..2 {
@@ -74,7 +74,7 @@ async fn a_route_chooses_a_rule_or_switches_the_filter_off() {
     assert!(!off.send().await.is_replay());
     assert_eq!(world.executions(), 2);
 
-    // Neither host nor path of the chosen rule match; the route's word counts.
+    // Neither host nor path of the chosen rule match; the route decides.
     let chosen = world.post("/chosen/x").header("x-payment", "1").json("{}");
     assert_eq!(chosen.clone().send().await.status, 200);
     assert!(chosen.clone().send().await.is_replay());

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use testkit::config_cases;
 use testkit::{Bootstrap, World};
 
-/// What Envoy's log says of a configuration.
+/// Envoy's log about a configuration.
 async fn refusal(config: &str) -> String {
     let log = World::refuses(config).await;
     let line = log.lines().find_map(|line| line.split_once("configuration refused: "));

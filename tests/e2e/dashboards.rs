@@ -1,4 +1,4 @@
-//! The dashboard and the alerts ask for what an Envoy exports, and a Prometheus finds it.
+//! The dashboard and the alerts use metrics that an Envoy exports, and a Prometheus finds them.
 
 use crate::telemetry::{eventful, exported, happen};
 use serde_json::{Value, json};
@@ -82,7 +82,7 @@ async fn asked(prometheus: SocketAddr, query: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prometheus_has_an_answer_to_every_query_of_the_dashboard() {
     let Some(program) = prometheus() else {
-        eprintln!("left out: there is no prometheus on the path, and PROMETHEUS names none");
+        eprintln!("skipped: there is no prometheus on the path, and PROMETHEUS names none");
         return;
     };
     let mut fleet = eventful().await;
@@ -108,7 +108,7 @@ async fn a_prometheus_has_an_answer_to_every_query_of_the_dashboard() {
         get(address, "/-/ready").await.is_some_and(|text| text.contains("Ready"))
     })
     .await;
-    // Rates need traffic between two looks, and percentages something to divide by.
+    // Rates need traffic between two scrapes, and percentages something to divide by.
     let mut missing = queries();
     let begun = Instant::now();
     for round in 0.. {

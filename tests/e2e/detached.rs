@@ -1,4 +1,4 @@
-//! Executions that outlive their clients, and that an origin cannot tell from others.
+//! Executions that outlive their clients, and that look like others to an origin.
 
 use crate::pay;
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ async fn a_retry_after_the_client_has_left_gets_the_stored_answer() {
     eventually("the first runs", async || world.executions() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     drop(raw);
-    // The retry waits, and gets what the first would have got.
+    // The retry waits, and gets the answer for the first client.
     let retry = world.post("/pay").key("a").caller("alice").json("{}").send().await;
     assert!(retry.is_replay(), "{}", retry.text());
     assert_eq!((retry.status, retry.json()["execution"].as_u64()), (200, Some(1)));
@@ -103,17 +103,17 @@ async fn a_client_that_stays_gets_the_answer_and_its_duplicates_wait_for_it() {
     }
 }
 
-/// Without what must differ from one run to the next, or that the README names.
+/// Without headers that must differ between two runs, or that the README names.
 fn comparable(headers: &[(String, String)], named: &[&str]) -> Vec<(String, String)> {
     let passes = |name: &str| !named.contains(&name);
     headers.iter().filter(|(name, _)| passes(name)).cloned().collect()
 }
 
-/// What the README says an origin sees besides, or otherwise, without `via`; with it, nothing.
+/// The differences for an origin that the README names without `via`; with it, there are none.
 const ORIGIN_SEES: [&str; 2] = ["x-envoy-expected-rq-timeout-ms", "x-envoy-internal"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_origin_cannot_tell_how_it_was_sent_nor_the_client_how_it_was_answered() {
+async fn neither_origin_nor_client_sees_that_a_request_is_detached() {
     let mut seen: Vec<(&str, Vec<Seen>)> = Vec::new();
     let mut answers = Vec::new();
     for (way, bootstrap) in ways() {
@@ -154,7 +154,7 @@ async fn the_origin_cannot_tell_how_it_was_sent_nor_the_client_how_it_was_answer
             assert_eq!(one.0, other.0, "{way} {number}");
             assert_eq!(one.2, other.2, "{way} {number}");
             let lines = |headers: &[(String, String)]| {
-                // How a body's length is told is between each client and Envoy.
+                // How a body's length is sent is between each client and Envoy.
                 let framing = ["content-length", "transfer-encoding"];
                 let mut lines = comparable(headers, &framing);
                 lines.sort();
@@ -204,7 +204,7 @@ async fn a_routes_policy_applies_through_the_listener() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_else_may_pretend_to_come_through_the_listener() {
+async fn no_client_may_pretend_to_come_through_the_listener() {
     let bootstrap = Bootstrap::read("detached.yaml").config(&through(json!({})));
     let world = World::start_with(bootstrap).await;
     for nonce in ["", "a", "00000000000000000000000000000000"] {
@@ -215,7 +215,7 @@ async fn nobody_else_may_pretend_to_come_through_the_listener() {
     assert_eq!(world.executions(), 0);
 }
 
-/// An execution whose outcome is not known: in doubt, and then the next attempt.
+/// An execution whose outcome is unknown, and then the next attempt.
 async fn in_doubt(world: &World, path: &str, header: (&str, &str), status: u16) {
     let executions = world.executions();
     let request = world.post(path).key(path).caller("alice").json("{}");
@@ -235,7 +235,7 @@ async fn in_doubt(world: &World, path: &str, header: (&str, &str), status: u16) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whose_answer_it_is_is_told_apart_by_either_way() {
+async fn the_source_of_an_answer_is_known_with_and_without_via() {
     for config in [through(json!({ "unknown_ttl": "2s" })), {
         let mut config = detached(json!({ "unknown_ttl": "2s" }));
         config["rules"][0]["match"] = json!({});
@@ -291,7 +291,7 @@ async fn limits_and_the_timeout_give_clear_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_is_kept_alive_while_nobody_waits_for_it() {
+async fn a_claim_is_kept_alive_while_no_client_waits_for_it() {
     let bootstrap = Bootstrap::read("detached.yaml").config(&detached(json!({ "lease": "1s" })));
     let world = World::start_with(bootstrap).await;
     let raw = leaves(world.envoy.front, "x-origin-hold: it\r\n").await;

@@ -81,7 +81,7 @@ async fn of_200_at_once_one_runs_and_the_others_wait_for_its_answer() {
         bodies.insert(answer.body);
     }
     assert_eq!((bodies.len(), replays, world.executions()), (1, 199, 1));
-    // They are woken; a waiter that had to find out by itself would look when the lease may lapse.
+    // They are woken; without that, a waiter would check only when the lease may lapse.
     assert!(released.elapsed() < LEASE / 2, "{:?}", released.elapsed());
     // Some waited on the worker of the first, and some on the other.
     let connections = world.envoy.connections().await;
@@ -100,7 +100,7 @@ async fn five_hundred_keys_do_not_mix() {
             let body = format!("{{\"number\":{number}}}");
             let echo = format!("x-number: {number}");
             let request = world.post("/pay").key(&key).caller("alice").json(&body);
-            // The first round alone may run; what it answers tells the key.
+            // Only the first round may run; its answer shows the key.
             requests.push((number, round, request.header("x-origin-header", echo)));
         }
     }

@@ -90,9 +90,9 @@ async fn fifty_waiters_on_the_other_envoy_are_answered_at_once() {
         })
         .collect();
     waiters(&fleet, 50).await;
-    // Long enough for looking again by oneself to take a second.
+    // Long enough for the pause between two polls to be a second.
     tokio::time::sleep(Duration::from_secs(4).saturating_sub(begun.elapsed())).await;
-    // One look a pause, key and Envoy, not one a waiter.
+    // One poll per pause, key and Envoy, not one per waiter.
     let looks = fleet.redis.script_calls().await;
     assert!(looks < 100, "{looks}");
     fleet.origin.release("it");
@@ -174,7 +174,7 @@ async fn large_answers_come_back_whole_from_the_other_envoy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_this_envoy_knows_costs_redis_nothing() {
+async fn a_record_that_this_envoy_knows_costs_redis_nothing() {
     let fleet = Fleet::start(pay(json!({}))).await;
     let first = tokio::spawn(a(fleet.post(0, "/pay")).header("x-origin-hold", "it").send());
     eventually("the first runs", async || fleet.executions() == 1).await;
@@ -259,13 +259,13 @@ async fn four_hundred_requests_share_two_connections_a_worker() {
     assert_eq!(fleet.executions(), 100);
     let connections = fleet.redis.clients(None).await;
     assert!(connections <= 8, "{connections} connections of four workers");
-    // Nobody waits any more: the connections that wait for words are closed.
+    // No request waits any more: the connections for messages are closed.
     eventually("only those for commands are left", async || fleet.redis.clients(None).await <= 4)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_the_first_answer_finds_its_record_on_every_envoy() {
+async fn a_client_with_the_first_answer_finds_its_record_on_every_envoy() {
     let fleet = Fleet::start(pay(json!({}))).await;
     let mut ran = 0;
     // Announced by its length, streamed, empty, and larger than one piece.

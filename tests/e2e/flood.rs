@@ -137,12 +137,12 @@ impl Random {
         choice[(self.next() % choice.len() as u64) as usize]
     }
 
-    /// Bytes that can stand in a header: what is left is up to the filter and not to Envoy's codec.
+    /// Bytes that a header may contain: Envoy's codec lets them through, so the filter must handle them.
     fn value(&mut self, most: u64) -> Vec<u8> {
         self.bytes(most).into_iter().filter(|byte| *byte >= 32 && *byte != 127).collect()
     }
 
-    /// Pieces of what a parser may expect, and of what none does.
+    /// Pieces that a parser may expect, and others.
     fn body(&mut self) -> Vec<u8> {
         const PIECES: [&[u8]; 16] = [
             b"{\"a\":1}",

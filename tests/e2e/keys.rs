@@ -14,7 +14,7 @@ async fn a_quoted_key_is_the_bare_key() {
     assert_eq!((bare.status, bare.is_replay()), (200, false));
     assert!(quoted.is_replay());
     assert!(with_parameter.is_replay());
-    // What bare text cannot say, a string can.
+    // A string can have characters that bare text cannot.
     let odd = request.clone().key("\"a b\\\"c\"").send().await;
     assert_eq!((odd.status, odd.is_replay()), (200, false));
     assert!(request.key("\"a b\\\"c\"").send().await.is_replay());
@@ -22,7 +22,7 @@ async fn a_quoted_key_is_the_bare_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_key_is_refused_and_never_told() {
+async fn a_bad_key_is_refused_and_never_shown() {
     let world = World::start(pay(json!({}))).await;
     let request = world.post("/pay").caller("alice").json("{}");
     let longest = "k".repeat(255);
@@ -115,7 +115,7 @@ async fn the_same_key_on_another_path_host_or_method_is_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_part_tells_requests_apart() {
+async fn every_kind_of_part_distinguishes_requests() {
     let rule = |name: &str, part: serde_json::Value| {
         json!({ "name": name, "match": { "path": format!("/{name}/{{id}}") }, "key": [part],
                 "caller": "anyone", "fingerprint": "none", "scope": ["method"] })
@@ -159,7 +159,7 @@ async fn a_caller_that_an_earlier_filter_authenticated_is_part_of_the_key() {
     let mut config = pay(json!({}));
     config["rules"][0]["caller"] = json!({ "metadata": ["test.auth", "subject"] });
     let bootstrap = Bootstrap::demo().config(&config).with(|bootstrap| {
-        // What jwt_authn would leave, from a header.
+        // The metadata that jwt_authn would set, from a header.
         let to_metadata = json!({
             "name": "to_metadata",
             "typed_config": {

@@ -1,4 +1,4 @@
-//! Claims in Redis: kept alive while the origin works, in doubt when their Envoy is gone.
+//! Claims in Redis: kept alive while the origin works, unknown when their Envoy is gone.
 
 use crate::pay;
 use serde_json::json;
@@ -32,14 +32,14 @@ async fn a_claim_outlives_an_origin_that_takes_four_leases() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_does_not_outlive_its_envoy_and_is_in_doubt_then() {
+async fn a_claim_does_not_outlive_its_envoy_and_its_outcome_is_unknown_then() {
     let mut fleet = Fleet::start(pay(json!({ "lease": "1s", "unknown_ttl": "2s" }))).await;
     let first = a(fleet.post(0, "/pay")).header("x-origin-hold", "for ever");
     let first = tokio::spawn(first.try_send());
     eventually("the first runs", async || fleet.executions() == 1).await;
     fleet.envoys[0].kill();
     assert!(first.await.unwrap().is_err());
-    // Nobody can tell any more: first the lease has to lapse, then the doubt.
+    // First the lease has to lapse, then the time of the unknown outcome.
     assert_eq!(a(fleet.post(1, "/pay")).send().await.code(), "in-progress");
     eventually("the lease has lapsed", async || {
         let answer = a(fleet.post(1, "/pay")).send().await;
@@ -81,7 +81,7 @@ async fn a_frozen_owner_that_wakes_up_does_not_overwrite_its_successor() {
     // Its own client gets its own answer …
     let answer = first.await.unwrap();
     assert_eq!((answer.status, answer.json()["execution"].as_u64()), (200, Some(1)));
-    // … and what is kept is the successor's.
+    // … and the successor's record is kept.
     assert_eq!(fleet.redis.bytes(&key).await, successors);
     eventually("both replay the successor's answer", async || {
         let mut same = true;

@@ -12,6 +12,7 @@
 mod bodies;
 mod bypass;
 mod configuration;
+mod connections;
 mod crowds;
 mod dashboards;
 mod detached;
@@ -19,6 +20,7 @@ mod duplicates;
 mod fleet;
 mod flood;
 mod keys;
+mod last_byte;
 mod leases;
 mod ongoing;
 mod outcomes;
@@ -34,7 +36,7 @@ mod vm_death;
 
 use serde_json::{Value, json};
 
-/// A rule for `/pay`: a client's key, a caller, all else by default, and what a test adds.
+/// A rule for `/pay`: a client's key, a caller, all else by default, and a test's own fields.
 fn pay(more: Value) -> Value {
     let mut rule = json!({
         "name": "pay",

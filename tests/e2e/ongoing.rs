@@ -91,7 +91,7 @@ async fn a_requeued_request_is_looked_at_again_and_then_refused() {
         .envoy
         .stat("wasmcustom.idempotency_store_operations_total.operation.claim.result.exists")
         .await;
-    // The first look and three more.
+    // The first lookup and three more.
     assert_eq!(claims, Some(4));
     let requeued = tokio::spawn(request.send());
     world.origin.release("it");

@@ -1,4 +1,4 @@
-//! What becomes of the first answer: kept, released, unknown, or a tombstone.
+//! The outcome of the first answer: kept, released, unknown, or a tombstone.
 
 mod aborts;
 mod client_disconnects;
@@ -22,7 +22,7 @@ async fn a_record_is_over_after_its_ttl() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_status_decides_what_is_kept() {
+async fn the_status_decides_whether_an_answer_is_kept() {
     let world = World::start(pay(json!({}))).await;
     let kept = [200, 201, 302, 400, 404, 409, 422, 500, 501, 505];
     let released = [401, 403, 407, 408, 421, 425, 429];
@@ -68,7 +68,7 @@ async fn the_status_decides_what_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rule_changes_what_is_kept() {
+async fn a_rule_changes_which_answers_are_kept() {
     let outcomes = json!({ "outcomes": [
         { "status": [404], "do": "release" },
         { "status": ["5xx"], "do": "unknown" },

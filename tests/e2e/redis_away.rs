@@ -5,7 +5,7 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 use testkit::{Answer, Bootstrap, Envoy, Fleet, Origin, Redis, Request, eventually};
 
-/// The store's timeout, and what a loaded machine adds to it.
+/// The store's timeout, plus the delay of a loaded machine.
 const IN_TIME: Duration = Duration::from_millis(250 + 1_500);
 
 fn with(request: Request, key: &str) -> Request {
@@ -59,7 +59,7 @@ async fn refused_when_redis_is_away_and_served_when_it_is_back() {
     fleet.redis.restart().await;
     recovers(&fleet, Instant::now()).await;
     assert!(fleet.counted("pay", "store_error").await >= 25);
-    // What was refused has left nothing behind: it runs now.
+    // The refused request has left no record: it runs now.
     let before = fleet.executions();
     eventually("it runs", async || {
         let answer = with(fleet.post(0, "/pay"), "between-7").send().await;
@@ -72,14 +72,14 @@ async fn refused_when_redis_is_away_and_served_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_in_time_when_redis_hangs_and_nothing_is_left_in_doubt() {
+async fn refused_in_time_when_redis_hangs_and_no_outcome_is_left_unknown() {
     let fleet = Fleet::start_as_it_is(pay(json!({}))).await;
     assert_eq!(with(fleet.post(0, "/pay"), "a").send().await.status, 200);
     fleet.redis.freeze().await;
     for number in 0..8 {
         refused(&fleet, &format!("hang-{number}")).await;
     }
-    // What is known here is replayed all the same.
+    // A record that is known here is still replayed.
     assert!(in_time(with(fleet.post(0, "/pay"), "a")).await.is_replay());
     fleet.redis.thaw().await;
     recovers(&fleet, Instant::now()).await;
@@ -95,7 +95,7 @@ async fn refused_in_time_when_redis_hangs_and_nothing_is_left_in_doubt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decided_here_alone_when_the_rule_says_local() {
+async fn decided_only_here_when_the_rule_says_local() {
     let mut fleet = Fleet::start_as_it_is(pay(json!({ "on_store_error": "local" }))).await;
     fleet.redis.stop();
     for number in 0..5 {
@@ -114,7 +114,7 @@ async fn decided_here_alone_when_the_rule_says_local() {
     fleet.origin.release("it");
     assert_eq!(running.await.unwrap().status, 200);
     assert!(stat(&fleet.envoys[0], "idempotency_local_fallbacks_total").await >= 6);
-    // The other Envoy does not know: that is what `local` costs.
+    // The other Envoy does not know it: this is the cost of `local`.
     assert!(!in_time(with(fleet.post(1, "/pay"), "b")).await.is_replay());
     assert_eq!(fleet.executions(), 7);
     fleet.redis.restart().await;
@@ -125,7 +125,7 @@ async fn decided_here_alone_when_the_rule_says_local() {
         !fleet.redis.keys("*").await.is_empty()
     })
     .await;
-    // What ran here while Redis was away is still replayed here.
+    // A request that ran here while Redis was away is still replayed here.
     assert!(with(fleet.post(0, "/pay"), "key-1").send().await.is_replay());
 }
 
@@ -204,7 +204,7 @@ async fn garbage_under_a_key_is_a_store_error_and_never_a_miss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_and_a_prefix_are_used_and_a_wrong_password_is_told() {
+async fn a_password_and_a_prefix_are_used_and_a_wrong_password_is_logged() {
     let redis = Redis::with(&["--requirepass", "open sesame"]).await;
     let mut config = pay(json!({}));
     config["store"] = json!({ "redis": {
@@ -268,7 +268,7 @@ async fn a_user_needs_no_more_rights_than_the_readme_says() {
     assert!(waiter.await.unwrap().is_replay());
     let released = with(fleet.post(0, "/pay"), "b").header("x-origin-status", "429");
     assert_eq!(released.send().await.status, 429);
-    // Nothing but who may not read the settings was refused anything.
+    // Only the command that reads the settings was refused.
     let denied = fleet.redis.cli(&["ACL", "LOG"]).await;
     assert!(!denied.contains("eval") && !denied.contains("subscribe"), "{denied}");
     assert!(!fleet.envoys.iter().any(|envoy| envoy.log().contains("may not")));
@@ -322,4 +322,50 @@ async fn a_record_that_is_owed_is_written_when_the_configuration_has_been_replac
     assert_eq!(origin.executions(), 1);
     eventually("the new configuration serves", async || post().send().await.is_replay()).await;
     assert_eq!(origin.executions(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_goes_by_all_that_its_envoy_knew_before_redis_went_away() {
+    let mut rules = pay(json!({ "on_store_error": "local", "lease": "10s", "unknown_ttl": "1m" }));
+    // What finished may be replayed without Redis for no longer than that, as long as there is a Redis.
+    rules["store"] = json!({ "redis": { "cluster": "redis", "local": { "ttl": "1s" } } });
+    let mut fleet = Fleet::start_as_it_is(rules).await;
+    let request = |envoy: usize, key: &str| with(fleet.post(envoy, "/pay"), key);
+    // Finished here, and seen there.
+    assert_eq!(request(0, "finished").send().await.status, 200);
+    let finished = Instant::now();
+    assert!(request(1, "finished").send().await.is_replay());
+    // Running here, and seen there.
+    let running = request(0, "running").header("x-origin-hold", "it");
+    let first = tokio::spawn(running.send());
+    eventually("one runs", async || fleet.executions() == 2).await;
+    assert_eq!(request(1, "running").send().await.code(), "in-progress");
+    // Left by its client: nobody knows what became of it.
+    let left = request(0, "left").header("x-origin-hold", "it");
+    let client = tokio::spawn(left.send());
+    eventually("another runs", async || fleet.executions() == 3).await;
+    client.abort();
+    eventually("its outcome is unknown", async || {
+        request(0, "left").send().await.code() == "outcome-unknown"
+    })
+    .await;
+    assert_eq!(request(1, "left").send().await.code(), "outcome-unknown");
+    eventually("the copies are old", async || finished.elapsed() > Duration::from_millis(1_100))
+        .await;
+
+    let requests: Vec<_> = (0..2)
+        .flat_map(|envoy| ["finished", "running", "left"].map(|key| (key, request(envoy, key))))
+        .collect();
+    fleet.redis.stop();
+    for (key, request) in requests {
+        let answer = in_time(request).await;
+        match key {
+            "finished" => assert!(answer.is_replay(), "{answer:?}"),
+            "running" => assert_eq!(answer.code(), "in-progress"),
+            _ => assert_eq!(answer.code(), "outcome-unknown"),
+        }
+    }
+    assert_eq!(fleet.executions(), 3);
+    fleet.origin.release("it");
+    assert_eq!(first.await.unwrap().status, 200);
 }

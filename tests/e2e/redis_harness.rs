@@ -1,4 +1,4 @@
-//! The harness itself: a server that it starts is what a test takes it for.
+//! The harness itself: a server that it starts is the one that a test expects.
 
 use crate::pay;
 use serde_json::json;

@@ -23,7 +23,7 @@ impl Pair {
         Request::new(self.envoys[envoy].front, "POST", "/pay").key(key).caller("alice").json("{}")
     }
 
-    /// What every way to Redis must do.
+    /// Every way to Redis must pass this.
     async fn works(&self) {
         let before = self.origin.executions();
         let executions = || self.origin.executions() - before;
@@ -39,7 +39,7 @@ impl Pair {
             assert_eq!(answer.status, 200, "{}", answer.text());
         }
         assert_eq!(executions(), 30);
-        // Who waits at the other Envoy is answered soon.
+        // A request that waits at the other Envoy is answered soon.
         let first = tokio::spawn(self.post(0, "slow").header("x-origin-hold", "it").send());
         eventually("the first runs", async || executions() == 31).await;
         let waiter = tokio::spawn(self.post(1, "slow").send());

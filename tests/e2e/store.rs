@@ -50,7 +50,7 @@ async fn a_table_full_of_running_claims_refuses_more_and_drops_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rule_may_let_pass_what_finds_no_room() {
+async fn a_rule_may_let_a_request_pass_for_which_there_is_no_room() {
     let (world, tasks) = overfilled(json!({ "on_store_error": "pass" })).await;
     eventually("all run", async || world.executions() == 150).await;
     world.origin.release("all");

@@ -1,4 +1,4 @@
-//! What operators see: counters, the access log, the status header; and shadow mode.
+//! Telemetry for operators: counters, the access log, the status header; and shadow mode.
 
 use crate::pay;
 use envoy_idempotency::telemetry::{LINES, Outcome, WINDOW};
@@ -35,7 +35,7 @@ async fn every_outcome_is_counted_logged_and_said_if_the_config_wants_it() {
     assert!(!world.envoy.log().contains("hush-key"));
 }
 
-/// What the status header says, which must be what the access log says and the counter counts.
+/// The status header, which must agree with the access log and the counter.
 async fn said(deployment: &Deployment, request: Request) -> String {
     let answer = request.key("a").caller("alice").json("{}").send().await;
     let said = answer.header("idempotency-status").unwrap().to_owned();
@@ -47,7 +47,7 @@ async fn said(deployment: &Deployment, request: Request) -> String {
     said
 }
 
-async fn what_becomes_of_duplicates_is_said(store: Store) {
+async fn the_outcome_of_duplicates_is_reported(store: Store) {
     let mut config = pay(json!({
         "scope": ["method"], "match": {}, "ongoing": { "wait": { "max": "1s" } },
         "limits": { "response_body": "1KiB" }, "unknown_ttl": "1s"
@@ -88,13 +88,13 @@ async fn what_becomes_of_duplicates_is_said(store: Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_becomes_of_duplicates_is_said_in_memory() {
-    what_becomes_of_duplicates_is_said(Store::Memory).await;
+async fn the_outcome_of_duplicates_is_reported_in_memory() {
+    the_outcome_of_duplicates_is_reported(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_becomes_of_duplicates_is_said_in_redis() {
-    what_becomes_of_duplicates_is_said(Store::Redis).await;
+async fn the_outcome_of_duplicates_is_reported_in_redis() {
+    the_outcome_of_duplicates_is_reported(Store::Redis).await;
 }
 
 /// A rule for a path, with the name of the path.
@@ -162,7 +162,7 @@ pub(crate) async fn happen(fleet: &Fleet, round: &str) {
         post(fleet, "pay", &key("large")).header("x-origin-bytes", "5000").send().await;
         let died = post(fleet, "pay", &key("died")).header("x-origin-die", "before").send().await;
         assert!([502, 503, 409].contains(&died.status), "{}", died.status);
-        // In doubt, and run again: the second takes over.
+        // Unknown, and run again: the second takes over.
         post(fleet, "again", &key("died")).header("x-origin-die", "before").send().await;
     }
     for rule in ["pay", "wait"] {
@@ -191,7 +191,7 @@ pub(crate) struct Sample {
     pub(crate) value: f64,
 }
 
-/// What Prometheus would get of ours.
+/// Our metrics, as Prometheus would get them.
 pub(crate) async fn exported(envoy: &Envoy) -> Vec<Sample> {
     let text = client::get(envoy.admin, "/stats/prometheus").await.unwrap();
     let ours = text.lines().filter(|line| line.starts_with("idempotency_"));
@@ -325,7 +325,7 @@ async fn a_store_that_is_down_does_not_write_a_line_for_each_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gauges_of_the_table_are_what_stands_in_it() {
+async fn the_gauges_of_the_table_match_its_content() {
     const REQUESTS: u64 = 400;
     let mut config = pay(json!({}));
     config["store"] = json!({ "memory": { "entries": 64, "budget": "1MiB" } });

@@ -1,10 +1,10 @@
-//! A service with a state machine, called by many clients: a transition runs once, whoever asks.
+//! A service with a state machine, called by many clients: a transition runs once for all of them.
 
 use serde_json::json;
 use testkit::World;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entity_7_goes_from_a_to_b_once_whoever_asks() {
+async fn entity_7_goes_from_a_to_b_once_for_all_callers() {
     let config = json!({ "rules": [
         { "name": "order-transition",
           "match": { "methods": ["POST"], "path": "/orders/{order}/transitions" },
@@ -65,7 +65,7 @@ async fn entity_7_goes_from_a_to_b_once_whoever_asks() {
     // Long after, a late client still gets the answer.
     let late = post("7", r#"{"from":"A","to":"B"}"#, "late").send().await;
     assert!(late.is_replay());
-    // A transition without its state is no transition.
+    // A transition needs its state.
     let lame = post("7", r#"{"to":"B"}"#, "lame").send().await;
     assert_eq!((lame.status, lame.code().as_str()), (400, "key-missing"));
     assert_eq!(world.executions(), 3);

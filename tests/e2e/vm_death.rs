@@ -2,8 +2,8 @@
 //!
 //! Envoy makes a new VM for the worker (`failure_policy: FAIL_RELOAD`) with the first request that comes
 //! its pause, a second by default, after the last VM was made; until then the worker answers 503. So it
-//! does to requests that are under way, when their origin answers. Nobody ends their claims: they lapse
-//! into doubt, as they would if the whole Envoy had died.
+//! does to requests that are under way, when their origin answers. Their claims are not ended: they lapse
+//! into unknown outcomes, as they would if the whole Envoy had died.
 
 use crate::pay;
 use serde_json::json;
@@ -43,7 +43,7 @@ async fn comes_back(deployment: &Deployment, client: &Client, vms: u64) {
     assert_eq!(deployment.envoy().vms_created().await, vms + 1);
 }
 
-/// A claim that nobody ends any more: in progress until its lease is over, then in doubt, then taken over,
+/// A claim whose owner is gone: in progress until its lease is over, then unknown, then taken over,
 /// and at no time simply free.
 async fn lapses(deployment: &Deployment, key: &str) {
     let retry = async || {
@@ -63,7 +63,7 @@ async fn lapses(deployment: &Deployment, key: &str) {
     })
     .await;
     let seen = seen.into_inner();
-    assert!(seen.contains(&in_progress), "{key} was in doubt before its lease was over: {seen:?}");
+    assert!(seen.contains(&in_progress), "{key} was unknown before its lease was over: {seen:?}");
     assert_eq!(deployment.attempts(key), ["1"]);
     eventually("the next attempt takes over", async || {
         let found = retry().await;
@@ -74,7 +74,7 @@ async fn lapses(deployment: &Deployment, key: &str) {
     assert_eq!(deployment.attempts(key), ["1", "2"]);
 }
 
-/// What became of it, as Envoy logged it.
+/// Its outcome, as Envoy logged it.
 async fn is_logged(deployment: &Deployment, what: &str) {
     eventually("the request is logged", async || deployment.envoy().log().contains(what)).await;
 }
@@ -100,7 +100,7 @@ async fn a_trap_beside_a_running_request(store: Store) {
     assert!(is_envoys_503(&running.await.unwrap().unwrap()));
     lapses(&deployment, "held").await;
     comes_back(&deployment, &client, vms).await;
-    // What was recorded before is still there, and what never got a claim is free.
+    // Earlier records are still there, and a key that was never claimed is free.
     let replay = client.send(with(deployment.post("/pay"), "before")).await.unwrap();
     assert!(replay.is_replay());
     assert_eq!((replay.status, replay.body), (200, before.body));
@@ -135,12 +135,12 @@ async fn a_trap_frees_no_claim_of_its_worker_in_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trap_at_an_answer_leaves_its_claim_in_doubt_in_memory() {
+async fn a_trap_at_an_answer_leaves_its_outcome_unknown_in_memory() {
     a_trap_at_the_origins_answer(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trap_at_an_answer_leaves_its_claim_in_doubt_in_redis() {
+async fn a_trap_at_an_answer_leaves_its_outcome_unknown_in_redis() {
     a_trap_at_the_origins_answer(Store::Redis).await;
 }
 

@@ -11,7 +11,7 @@ use testkit::process::Scratch;
 /// Nothing refers to it: `kubectl patch` takes it.
 const BY_HAND: &str = "envoy/istio/overlays/managed-redis/proxy-env.yaml";
 
-/// What stands for the image's digest in the tree.
+/// The placeholder of the image's digest in the tree.
 const ZEROS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The documents of a file of this project.
@@ -49,7 +49,7 @@ fn files(folder: &str, ending: &str) -> Vec<String> {
     found
 }
 
-/// What an API server would have against it, asked to be strict.
+/// The errors of an API server in strict mode.
 fn violations(resource: &Value) -> Vec<String> {
     let named = |field: &str| resource[field].as_str().unwrap_or_else(|| panic!("no {field}"));
     let (version, kind) = (named("apiVersion"), named("kind"));
@@ -141,7 +141,7 @@ fn a_field_that_istio_does_not_know_is_found() {
 }
 
 #[test]
-fn kustomizations_refer_to_what_exists_and_leave_nothing_out() {
+fn kustomizations_refer_to_existing_files_and_leave_none_out() {
     let fields = ["apiVersion", "kind", "namespace", "resources", "patches", "replacements"];
     let mut referred = BTreeSet::from([BY_HAND.to_owned()]);
     let kustomizations = files("envoy/istio", "/kustomization.yaml");
@@ -178,7 +178,7 @@ fn build(folder: &Path) -> Option<Vec<Value>> {
 }
 
 #[test]
-fn what_kustomize_builds_fits_the_schemas_and_is_in_a_namespace() {
+fn kustomize_output_fits_the_schemas_and_is_in_a_namespace() {
     for path in files("envoy/istio", "/kustomization.yaml") {
         let Some(built) = build(home(&path).parent().unwrap()) else { return };
         assert!(!built.is_empty());
@@ -191,9 +191,9 @@ fn what_kustomize_builds_fits_the_schemas_and_is_in_a_namespace() {
     }
 }
 
-/// A resource that kustomize builds is what these tests run: they do themselves what an overlay says.
+/// These tests run the resources that kustomize builds: they apply an overlay themselves.
 #[test]
-fn kustomize_builds_of_the_overlays_what_is_run_here() {
+fn kustomize_builds_the_overlays_that_run_here() {
     let Some(built) = build(&home("envoy/istio/overlays/managed-redis")) else { return };
     for ours in crate::istio::managed_redis() {
         let name = &ours["metadata"]["name"];

@@ -1,4 +1,4 @@
-//! Envoy Gateway's part: what it makes of an EnvoyExtensionPolicy, and where an EnvoyPatchPolicy changes what it has made. As
+//! Envoy Gateway's part: its translation of an EnvoyExtensionPolicy, and where an EnvoyPatchPolicy changes its output. As
 //! in envoyproxy/gateway: internal/xds/translator/{wasm,jsonpatch}.go and internal/utils/jsonpatch.
 
 use crate::documents::one;
@@ -6,7 +6,7 @@ use crate::{Site, patch, patient, reconfigure};
 use serde_json::{Value, json};
 use testkit::{Bootstrap, Redis};
 
-/// What Envoy Gateway allows a connection to hold, unless told otherwise.
+/// Envoy Gateway's default limit of bytes that a connection may hold.
 const BUFFER: u64 = 32_768;
 
 /// The name of a listener and of its routes: the Gateway `eg` in `default`, and its listener `http`.
@@ -57,7 +57,7 @@ impl Made {
         &mut self.listener["default_filter_chain"]["filters"][0]["typed_config"]
     }
 
-    /// What an EnvoyPatchPolicy changes.
+    /// The changes of an EnvoyPatchPolicy.
     fn patched(mut self, policy: &Value) -> Self {
         let spec = &policy["spec"];
         let eg = json!({ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "eg" });
@@ -91,7 +91,7 @@ impl Made {
         self
     }
 
-    /// What an EnvoyProxy gives to its Envoys.
+    /// The settings of an EnvoyProxy for its Envoys.
     fn with_proxy(mut self, proxy: &Value, password: &str) -> Self {
         let bootstrap = &proxy["spec"]["bootstrap"];
         assert_eq!(bootstrap["type"], "JSONPatch");
@@ -214,7 +214,7 @@ async fn an_envoy_extension_policy_answers_duplicates_from_memory() {
         policy["metadata"]["name"].as_str().unwrap()
     );
     let wasm = &policy["spec"]["wasm"][0];
-    // Whatever is used has to be looked at here.
+    // Every used field must be checked here.
     for field in wasm.as_object().unwrap().keys() {
         assert!(
             ["name", "rootID", "failOpen", "code", "config"].contains(&field.as_str()),
@@ -250,7 +250,7 @@ async fn an_envoy_extension_policy_answers_duplicates_from_memory() {
         json!({ "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {} });
     let filters = made.manager()["http_filters"].as_array_mut().unwrap();
     filters.insert(0, filter.clone());
-    // One is told to by its route, as all of a Gateway's are that has the policy; another has none.
+    // One has the policy by its route, like all of a Gateway with the policy; another has none.
     let made = made.routes(json!([
         { "match": { "prefix": "/without/" }, "route": { "cluster": "origin" } },
         { "match": { "prefix": "/" }, "route": { "cluster": "origin" },

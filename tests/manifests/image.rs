@@ -32,7 +32,7 @@ fn digest(bytes: &[u8]) -> String {
     text
 }
 
-/// What `tar` prints, given these bytes.
+/// The output of `tar`, given these bytes.
 fn tar(arguments: &[&str], archive: &Path) -> Vec<u8> {
     let output =
         Command::new("tar").args(arguments).arg(archive).arg("plugin.wasm").output().unwrap();
@@ -63,7 +63,7 @@ fn the_layers_of_the_image_hold_the_module() {
     let index = json(&layout.join("index.json"));
     assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
     let manifest = json(&blob(&index["manifests"][0]));
-    // What both control planes ask for: neither this nor that makes them take another form of image.
+    // The Accept headers of both control planes: neither may get another form of image.
     assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
     let [layer] = manifest["layers"].as_array().unwrap().as_slice() else { panic!("{manifest}") };
     assert_eq!(layer["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
@@ -118,7 +118,7 @@ fn an_image_of_another_module_and_a_damaged_one_are_refused() {
 }
 
 #[test]
-fn the_bill_of_materials_names_what_is_in_the_module() {
+fn the_bill_of_materials_names_the_crates_in_the_module() {
     let output = Command::new(home("scripts/sbom")).arg(module()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let bill: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -132,7 +132,7 @@ fn the_bill_of_materials_names_what_is_in_the_module() {
     };
     // Compiled in; only for wasm32; ran to make it; of the tests; of machines that are none of wasm32.
     assert_eq!(scope("serde_json"), Some("required"));
-    assert_eq!(scope("proxy-wasm"), Some("required"));
+    assert_eq!(scope("getrandom"), Some("required"));
     assert_eq!(scope("serde_derive"), Some("excluded"));
     assert_eq!(scope("tokio"), None);
     let refs: Vec<_> = components.iter().map(|component| &component["bom-ref"]).collect();

@@ -1,4 +1,4 @@
-//! Istio's part: what istiod makes of EnvoyFilters, WasmPlugins and ServiceEntries, and what the agent beside Envoy does with
+//! Istio's part: istiod's translation of EnvoyFilters, WasmPlugins and ServiceEntries, and the work of the agent beside Envoy on
 //! a module that is to be fetched. As in istio/istio: pilot/pkg/networking/core/envoyfilter, pilot/pkg/model/extensions.go
 //! and pkg/wasm/convert.go.
 
@@ -45,7 +45,7 @@ struct Configured {
     extensions: BTreeMap<String, Value>,
 }
 
-/// A listener, a route to the origin, and nothing of this project: what Istio has before it reads our resources.
+/// A listener, a route to the origin, and nothing of this project: Istio's state before it reads our resources.
 fn bare() -> (Bootstrap, Value) {
     let mut bootstrap = Bootstrap::read("redis.yaml");
     let module = bootstrap.plugin()["vm_config"]["code"]["local"].clone();
@@ -62,14 +62,14 @@ fn bare() -> (Bootstrap, Value) {
     (bootstrap, module)
 }
 
-/// What istiod sends to this proxy, given these EnvoyFilters, and the agent's work on it.
+/// The configuration that istiod sends to this proxy, given these EnvoyFilters, after the agent's work on it.
 fn configure(proxy: Proxy, resources: &[Value], routes: Option<Value>) -> Configured {
     let (mut bootstrap, module) = bare();
     if let Some(routes) = routes {
         bootstrap.manager()["route_config"]["virtual_hosts"][0]["routes"] = routes;
     }
     let mut extensions = BTreeMap::new();
-    // The root namespace's come first, so that another namespace has the last word.
+    // The root namespace's come first, so that another namespace can override them.
     let is_root =
         |filter: &&Value| filter["metadata"]["namespace"].as_str().unwrap_or(ROOT) == ROOT;
     let filters = resources.iter().filter(|filter| filter["kind"] == "EnvoyFilter");
@@ -133,7 +133,7 @@ fn apply(
     let (operation, value) =
         (patch["patch"]["operation"].as_str().unwrap(), &patch["patch"]["value"]);
     let context = asked["context"].as_str();
-    // istiod serves an extension to whoever asks for its name.
+    // istiod serves an extension to any proxy that asks for its name.
     assert_eq!(context.is_none(), kind == "EXTENSION_CONFIG");
     if context.is_some_and(|context| !proxy.is_in(context)) {
         return;
@@ -209,7 +209,7 @@ async fn a_gateway_of_the_base_answers_duplicates_from_redis() {
     let site = Site::start(configured.bootstrap.endpoints("redis", &[redis.port()])).await;
     site.protects_bodies_too().await;
     site.protects_transitions().await;
-    // What docs/istio.md has Prometheus take apart.
+    // The metric names that Prometheus splits, as in docs/istio.md.
     let text = client::get(site.envoy.admin, "/stats/prometheus").await.unwrap();
     let name = "idempotency_requests_total_rule_payments_outcome_replayed{} 1";
     assert!(text.lines().any(|line| line == name), "{text}");
@@ -257,7 +257,7 @@ async fn a_proxy_whose_bridge_has_not_been_served_comes_up_and_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_update_takes_effect_and_a_broken_one_leaves_what_was_there() {
+async fn an_update_takes_effect_and_a_broken_one_changes_nothing() {
     let redis = Redis::start().await;
     let Configured { bootstrap, served, mut extensions } = configure(Proxy::Gateway, &base(), None);
     let site = Site::start(bootstrap.endpoints("redis", &[redis.port()])).await;
@@ -275,7 +275,7 @@ async fn an_update_takes_effect_and_a_broken_one_leaves_what_was_there() {
         site.replays(post("/v1/refunds", &key)).await
     })
     .await;
-    // What was answered under the rules before is known still.
+    // Answers under the earlier rules are still known.
     assert!(post("/v1/payments", "a").send().await.is_replay());
     let mut broken = extension.clone();
     reconfigure(&mut broken["config"], |config| {
@@ -407,7 +407,7 @@ async fn the_bootstrap_override_gives_metrics_their_labels() {
 fn plugin(resource: &Value) -> Configured {
     let (bootstrap, module) = bare();
     let (metadata, spec) = (&resource["metadata"], &resource["spec"]);
-    // The schema knows more; whatever is used has to be looked at here.
+    // The schema knows more; every used field must be checked here.
     for field in spec.as_object().unwrap().keys() {
         let known = [
             "selector",

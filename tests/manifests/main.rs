@@ -1,6 +1,6 @@
-//! The manifests for Istio and Envoy Gateway: each is checked against its custom resource's schema, and what it makes of an
-//! Envoy is lifted out, put into a bootstrap, and run. There is no cluster here: the part of the control plane is played by
-//! `istio` and `gateway`, which do with these resources what the real ones' sources say. The image is read back, too.
+//! The manifests for Istio and Envoy Gateway: each is checked against its custom resource's schema, and the Envoy part of it
+//! is extracted, put into a bootstrap, and run. There is no cluster here: the part of the control plane is played by
+//! `istio` and `gateway`, which handle these resources like the sources of the real ones. The image is read back, too.
 
 #![allow(
     clippy::disallowed_methods,
@@ -56,7 +56,7 @@ impl Site {
         second.is_replay()
     }
 
-    /// The rules `payments` and `order-transition`, as the README tells them.
+    /// The rules `payments` and `order-transition`, as in the README.
     async fn protects_bodies_too(&self) {
         let pay = || self.post("/v1/payments").key("a").caller("alice");
         assert!(self.replays(pay().json("{\"amount\":1}")).await);
@@ -71,7 +71,7 @@ impl Site {
         assert!(self.replays(order(r#"{"from":"D","to":"B"}"#)).await);
     }
 
-    /// The rule `payments` of those who cannot read bodies.
+    /// The rule `payments` of plugins that cannot read bodies.
     async fn protects_header_keys(&self) {
         let pay = |key| self.post("/v1/payments").key(key).caller("alice").json("{}");
         assert!(self.replays(pay("a")).await);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// Carries out one operation. `add` makes what is missing on the way, as Envoy Gateway has it done.
+/// Carries out one operation. `add` creates missing parents, as in Envoy Gateway.
 pub(crate) fn apply(document: &mut Value, op: &str, pointer: &str, value: &Value) {
     let (parent, last) =
         pointer.rsplit_once('/').unwrap_or_else(|| panic!("no pointer: {pointer}"));

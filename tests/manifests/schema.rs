@@ -4,8 +4,8 @@
 use regex_lite::Regex;
 use serde_json::Value;
 
-/// What a value violates, each with its place. A keyword that is not known here is an error of its own: what is not
-/// checked must not look as if it were.
+/// The violations of a value, each with its place. A keyword that is not known here is an error of its own: what is not
+/// checked must not seem to be.
 pub(crate) fn violations(schema: &Value, value: &Value, at: &str) -> Vec<String> {
     let mut found = Vec::new();
     check(schema, value, at, true, &mut found);
@@ -152,7 +152,7 @@ fn is_a(value: &Value, kind: &str) -> bool {
 }
 
 #[test]
-fn what_an_api_server_refuses_is_found() {
+fn an_invalid_manifest_is_found() {
     let schema = serde_json::json!({
         "type": "object", "required": ["url"],
         "properties": {

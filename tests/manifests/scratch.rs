@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use testkit::process::Scratch;
 
-/// What a control plane would serve as extension configs, as files.
+/// The extension configs of a control plane, as files.
 pub(crate) struct Extensions(Scratch);
 
 impl Extensions {

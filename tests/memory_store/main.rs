@@ -1,4 +1,4 @@
-//! The table in shared data: the contract of every store, and what is its own.
+//! The table in shared data: the contract of every store, and its own tests.
 
 #![allow(
     clippy::indexing_slicing,
@@ -81,10 +81,10 @@ fn complete(number: u64, owner: u64, body: Vec<u8>) -> Command {
     Command::Complete { key: key(number), token: token(owner), status: 200, kept, ttl: TTL }
 }
 
-/// Somebody else, and what they do.
+/// Another worker, and its action.
 type Meddler = Box<dyn FnOnce()>;
 
-/// Shared data that lets somebody else act at one of its calls, and counts its bytes.
+/// Shared data that lets another worker act at one of its calls, and counts its bytes.
 #[derive(Clone, Default)]
 struct Meddled {
     map: Rc<Map>,
@@ -159,7 +159,7 @@ fn of_two_claims_that_meet_anywhere_one_is_granted() {
 }
 
 #[test]
-fn who_watches_is_seen_or_sees_the_end_wherever_it_comes() {
+fn a_watcher_is_seen_or_sees_the_end_wherever_it_comes() {
     let prepare = [(claim(1, 1, false), NOW)];
     let end = (complete(1, 1, b"body".to_vec()), NOW);
     let watch = (claim(1, 2, true), NOW);
@@ -171,7 +171,7 @@ fn who_watches_is_seen_or_sees_the_end_wherever_it_comes() {
         other => panic!("{other:?}"),
     };
     interleaved(&prepare, &end, &watch, |_, _, wake, watched, _| check(&watched, wake));
-    // The other way round the waiter ends up with what it saw last.
+    // The other way round the waiter keeps the record that it saw last.
     interleaved(&prepare, &watch, &end, |_, watched, _, _, wake| check(&watched, wake));
 }
 
@@ -263,7 +263,7 @@ fn kept(store: &MemoryStore<Map>, number: u64) -> Kept {
 }
 
 #[test]
-fn who_needs_bytes_takes_old_answers_and_leaves_their_records() {
+fn a_new_answer_takes_the_bytes_of_old_ones_and_leaves_their_records() {
     let store = MemoryStore::open(Map::default(), "test", CROWDED).unwrap();
     for number in 0..60 {
         store.execute(&claim(number, number, false), NOW).unwrap();
@@ -287,7 +287,7 @@ fn who_needs_bytes_takes_old_answers_and_leaves_their_records() {
 }
 
 #[test]
-fn a_key_in_doubt_survives_a_flood() {
+fn a_key_with_unknown_outcome_survives_a_flood() {
     let store = MemoryStore::open(Map::default(), "test", CROWDED).unwrap();
     store.execute(&claim(1_000, 1, false), NOW).unwrap();
     let doubt = Command::MarkUnknown { key: key(1_000), token: token(1), unknown_for: LEASE };
@@ -361,7 +361,7 @@ fn a_table_full_of_claims_refuses_and_drops_none() {
 }
 
 #[test]
-fn what_cannot_be_read_is_an_error_and_never_a_miss() {
+fn an_unreadable_record_is_an_error_and_never_a_miss() {
     let map = Rc::new(Map::default());
     let shared = Meddled { map: map.clone(), ..Meddled::default() };
     let store = MemoryStore::open(shared, "test", CAPACITY).unwrap();
@@ -384,7 +384,7 @@ fn a_second_opening_finds_the_records_of_the_first() {
     assert_eq!(reply, Reply::Claimed { attempt: 1 });
 }
 
-/// What stands in shared data, counted from the outside: records and bytes, buckets and answers.
+/// The content of shared data, counted from the outside: records and bytes, buckets and answers.
 fn stands(map: &Map, entry_bytes: usize) -> (i64, i64) {
     let (mut entries, mut bytes) = (0, 0);
     for (name, value) in map.values() {
@@ -402,7 +402,7 @@ fn stands(map: &Map, entry_bytes: usize) -> (i64, i64) {
     (i64::try_from(entries).unwrap(), bytes)
 }
 
-/// Counts what workers tell of their changes, and checks it against the table.
+/// Adds up the changes that workers report, and checks them against the table.
 struct Ledger {
     shared: Meddled,
     entry_bytes: usize,
@@ -433,7 +433,7 @@ fn workers(capacity: Capacity) -> ([MemoryStore<Meddled>; 2], Ledger) {
 }
 
 #[test]
-fn what_the_workers_tell_of_their_changes_is_what_stands_in_the_table() {
+fn the_changes_that_workers_report_add_up_to_the_table() {
     let (workers, mut ledger) = workers(CROWDED);
     let other = |number: u64| &workers[usize::try_from(number % 2).unwrap()];
     // Claims of one worker ended by the other, records that are over, and more than there is room for.
@@ -449,7 +449,7 @@ fn what_the_workers_tell_of_their_changes_is_what_stands_in_the_table() {
             _ => complete(number, number, vec![1; 100 * (number % 30) as usize]),
         };
         other(number + 1).execute(&end, now).unwrap();
-        // A release that comes twice, and a takeover of a claim in doubt.
+        // A release that comes twice, and a takeover of a claim with an unknown outcome.
         other(number).execute(&end, now).unwrap();
         other(number).execute(&claim(number, 1_000 + number, true), now.after(LEASE * 2)).unwrap();
         ledger.check(&workers);
@@ -458,7 +458,7 @@ fn what_the_workers_tell_of_their_changes_is_what_stands_in_the_table() {
 }
 
 #[test]
-fn a_command_that_changes_nothing_tells_of_nothing() {
+fn a_command_that_changes_nothing_reports_no_change() {
     let (workers, mut ledger) = workers(CAPACITY);
     let store = &workers[0];
     store.execute(&claim(1, 1, false), NOW).unwrap();
@@ -472,7 +472,7 @@ fn a_command_that_changes_nothing_tells_of_nothing() {
 }
 
 #[test]
-fn a_change_that_came_to_nothing_between_two_workers_is_told_by_neither() {
+fn a_change_that_two_workers_undo_is_reported_by_neither() {
     let late = NOW.after(LEASE * 3);
     let prepare = [(claim(1, 1, false), NOW), (claim(1, 2, false), late)];
     let pairs = [

@@ -1,4 +1,4 @@
-//! The records in a real Redis: the contract of every store, and what is Redis's own.
+//! The records in a real Redis: the contract of every store, and Redis's own tests.
 
 #![allow(
     clippy::disallowed_methods,
@@ -94,14 +94,14 @@ fn redis_may_forget_the_scripts_at_any_time() {
         store.raw(&[b"SCRIPT", b"FLUSH"]);
         let reply = store.pipelined(vec![claim(number, 1), complete(number, 1, vec![])]);
         // Known by its digest or sent as text: the order of the two may change, so the end of a claim
-        // may meet no claim yet. It is then told so, and never lost.
+        // may find no claim yet. The reply says so, and the record is never lost.
         assert_eq!(reply[0], Ok(Reply::Claimed { attempt: 1 }));
         assert!([Ok(Reply::Done), Ok(Reply::NotOwner)].contains(&reply[1]), "{reply:?}");
     }
 }
 
 #[test]
-fn what_cannot_be_read_is_an_error_and_stays_as_it_is() {
+fn an_unreadable_record_is_an_error_and_stays_as_it_is() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let mut record = vec![0; HEAD_LEN];
@@ -117,10 +117,10 @@ fn what_cannot_be_read_is_an_error_and_stays_as_it_is() {
         // A finished record whose answer is cut short.
         ([vec![1, b'a'], vec![0xff; HEAD_LEN - 2]].concat(), "the record's answer is broken"),
         // A claim, and something behind it.
-        ([vec![1, b'o'], vec![0x7f; HEAD_LEN]].concat(), "something follows the record"),
+        ([vec![1, b'o'], vec![0x7f; HEAD_LEN]].concat(), "the record has trailing bytes"),
     ] {
         store.raw(&[b"SET", name(7).as_bytes(), &garbage]);
-        // An empty value is no value for GETRANGE: there is nothing to end.
+        // For GETRANGE an empty value is an absent one: there is nothing to end.
         let reply = store.pipelined(vec![claim(7, 1)]).remove(0);
         assert_eq!(reply, Err(StoreError::Unreadable(wanted)), "{garbage:?}");
         store.pipelined(vec![complete(7, 1, vec![])]);
@@ -163,7 +163,7 @@ fn every_record_ends_by_itself() {
 }
 
 #[test]
-fn a_deadline_is_told_by_the_clock_of_who_asks() {
+fn a_deadline_is_reported_by_the_callers_clock() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     let before = now();
@@ -181,7 +181,7 @@ fn a_deadline_is_told_by_the_clock_of_who_asks() {
 }
 
 #[test]
-fn an_eviction_policy_that_drops_claims_is_told_once() {
+fn an_eviction_policy_that_drops_claims_is_logged_once() {
     let server = Server::start();
     let store = Store::new(&server, "idem:");
     store.raw(&[b"CONFIG", b"SET", b"maxmemory-policy", b"allkeys-lru"]);

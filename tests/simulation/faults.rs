@@ -1,8 +1,8 @@
-//! What may go wrong, what has happened, and the rules.
+//! The faults, the events, and the rules.
 
 use std::ops::AddAssign;
 
-/// What may go wrong, named after the fault.
+/// The faults of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     /// No Redis: each Envoy's table is the store.
@@ -25,7 +25,7 @@ pub struct Faults {
     pub redis_clock_steps: bool,
     /// The client leaves at any time.
     pub client_gone_percent: u64,
-    /// One worker's VM stops with all its streams, without a word; a new one takes its place.
+    /// One worker's VM stops with all its streams, without a message; a new one replaces it.
     pub worker_dies: bool,
     /// One worker does nothing for longer than a lease, then goes on as if nothing had been.
     pub worker_freezes: bool,
@@ -35,6 +35,8 @@ pub struct Faults {
     pub origin_fails_percent: u64,
     /// Many duplicates come at once.
     pub crowd: bool,
+    /// Many requests of many keys come at once.
+    pub busy: bool,
 }
 
 /// A rule as the world knows it. Times in milliseconds.
@@ -96,7 +98,7 @@ pub fn config() -> String {
     )
 }
 
-/// What happened in a run.
+/// The events of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     pub executions: u64,

@@ -6,8 +6,8 @@
 //! unknown*: by Redis's account where the rule says `refuse`, within each Envoy where it says `local`,
 //! whatever Redis does. Checked at every replay: it is the answer to this operation, and recorded. Checked in
 //! every callback: it lets go no more streams than its share. Checked at the end: every request has its
-//! answer, and nobody waits. Every run is bounded and is repeated exactly by its seed: `SIM_SEED=7` runs that
-//! one alone, `SIM_STORY=1` tells what happens in it, `SIM_SEEDS=100000` runs so many.
+//! answer, and no request waits. Every run is bounded and is repeated exactly by its seed: `SIM_SEED=7` runs that
+//! one alone, `SIM_STORY=1` prints what happens in it, `SIM_SEEDS=100000` runs so many.
 
 #![allow(
     clippy::disallowed_methods,
@@ -32,7 +32,7 @@ use faults::{Faults, Totals};
 use world::World;
 
 /// Seeds a fault is tried with, of each store. A run takes milliseconds.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 200;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
@@ -75,7 +75,7 @@ fn run(faults: Faults) -> Totals {
     totals
 }
 
-/// Something must have happened, unless one seed alone is looked at.
+/// Each event must have happened, unless only one seed is run.
 fn seen(count: u64, totals: &Totals) {
     assert!(count > 0 || number("SIM_SEED").is_some(), "{totals:?}");
 }
@@ -111,9 +111,10 @@ fn nothing_runs_twice_when_commands_come_to_redis_late() {
 
 #[test]
 fn nothing_runs_twice_when_redis_forgets_its_scripts_at_any_time() {
-    let totals = run(Faults { scripts_lost_percent: 20, ..Faults::default() });
+    let totals = run(Faults { scripts_lost_percent: 20, busy: true, ..Faults::default() });
     seen(totals.no_script, &totals);
-    assert_eq!(totals.store_errors, 0, "{totals:?}");
+    // A connection that is closed over a reply to another question would show here.
+    assert_eq!((totals.store_errors, totals.reconnects), (0, 0), "{totals:?}");
 }
 
 #[test]
@@ -171,6 +172,20 @@ fn nothing_runs_twice_in_a_crowd() {
 }
 
 #[test]
+fn nothing_runs_twice_when_redis_goes_away_while_claims_are_released() {
+    let totals = run(Faults {
+        origin_fails_percent: 50,
+        bytes_lost_percent: 3,
+        redis_down: true,
+        redis_hangs: true,
+        crowd: true,
+        busy: true,
+        ..Faults::default()
+    });
+    seen(totals.local, &totals);
+}
+
+#[test]
 fn nothing_runs_twice_when_everything_goes_wrong_at_once() {
     run(Faults {
         memory: false,
@@ -188,5 +203,6 @@ fn nothing_runs_twice_when_everything_goes_wrong_at_once() {
         wall_clock_steps: true,
         origin_fails_percent: 20,
         crowd: true,
+        busy: true,
     });
 }

@@ -4,7 +4,7 @@ use envoy_idempotency::key::Key;
 use envoy_idempotency::record::codec;
 use envoy_idempotency::record::{Kept, Record, State, Token};
 use envoy_idempotency::store::Command;
-use envoy_idempotency::store::life::{self, Change, Verdict};
+use envoy_idempotency::store::transitions::{self, Change, Verdict};
 use envoy_idempotency::time::{Timestamp, WallTime};
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame;
@@ -12,7 +12,7 @@ use sha1::{Digest, Sha1};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// What keys begin with.
+/// The prefix of keys.
 pub const PREFIX: &str = "idem:";
 
 /// Which script a text is, by its end.
@@ -33,19 +33,19 @@ enum Script {
     MarkUnknown,
 }
 
-/// What a script has done.
+/// The effect of a script.
 #[derive(Debug)]
 pub struct Done {
     pub command: Command,
     pub verdict: Verdict,
 }
 
-/// The reply to a command, and what else comes of it.
+/// The reply to a command, and its other effects.
 #[derive(Debug, Default)]
 pub struct Ran {
     pub reply: Vec<u8>,
     pub done: Option<Done>,
-    /// Everybody who subscribes to this key is told.
+    /// All subscribers of this key get a message.
     pub published: Option<Key>,
     pub subscribed: Option<Key>,
     pub unsubscribed: Option<Key>,
@@ -80,7 +80,7 @@ fn bulk(bytes: &[u8]) -> Vec<u8> {
     [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
-/// A message to who subscribes to `key`.
+/// A message to the subscribers of `key`.
 pub fn message(kind: &str, key: Key) -> Vec<u8> {
     let last = if kind == "message" { bulk(b"") } else { b":1\r\n".to_vec() };
     [&b"*3\r\n"[..], &bulk(kind.as_bytes()), &bulk(name(key).as_bytes()), &last].concat()
@@ -169,7 +169,7 @@ impl Redis {
 
     fn transition(&mut self, name: &[u8], command: Command, not_after: u64, now: u64) -> Ran {
         let head = self.records.get(name).map(Record::head);
-        let verdict = life::apply(head.as_ref(), &command, Timestamp::from_millis(now));
+        let verdict = transitions::apply(head.as_ref(), &command, Timestamp::from_millis(now));
         let is_new = matches!(verdict, Verdict::Claimed { change: Change::Put(_), .. });
         let tag = &command.token().0[..4];
         let time = now.to_be_bytes();

@@ -1,9 +1,9 @@
-//! A worker as the host has it: the front, who waits, timers, and a budget a callback.
+//! A worker as in the host: the front, the waiting streams, timers, and a budget per callback.
 
 use envoy_idempotency::exchange::Question;
 use envoy_idempotency::schedule::{Budget, Timers, Waiters};
 use envoy_idempotency::store::front::Front;
-use envoy_idempotency::store::redis::{Client, Line, Settings, Transport};
+use envoy_idempotency::store::redis::{Client, Connection, Settings, Transport};
 use envoy_idempotency::store::shared_data::{Capacity, MemoryStore, SharedData, SharedDataError};
 use envoy_idempotency::store::tiers::Tiers;
 use std::collections::{HashMap, VecDeque};
@@ -13,7 +13,9 @@ use testkit::map::Map;
 
 /// Shorter than a record's own, so that both ends are met.
 const LOCAL_TTL: Duration = Duration::from_secs(3);
-const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
+/// Room for all that a run has: what is dropped for want of room may run again, as the README says.
+const CAPACITY: Capacity =
+    Capacity { entries: 1_024, budget_bytes: 4 << 20, largest_answer: 1_000 };
 /// When a command to Redis is late.
 pub const TIMEOUT_MILLIS: u64 = 250;
 /// Streams that one callback deals with: few, so that small crowds are dealt with in many.
@@ -38,9 +40,9 @@ pub type StreamRequest = (usize, Question);
 
 /// A connection to Redis, as the worker has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Connection {
+pub struct Socket {
     pub worker: usize,
-    pub line: Line,
+    pub line: Connection,
     /// Those of one line differ by it.
     pub number: u64,
 }
@@ -52,11 +54,13 @@ pub struct Worker {
     pub timers: Timers,
     pub budget: Budget,
     pub fetched: VecDeque<(usize, Question, crate::world::Ending)>,
-    pub connections: HashMap<Line, u64>,
+    pub connections: HashMap<Connection, u64>,
     pub opened: u64,
-    /// It is told of messages of the other workers.
+    /// It receives messages of the other workers.
     pub listens: bool,
     pub tick_at: Option<u64>,
+    /// When a reply gave it Redis's time.
+    pub clock_known_at: Option<u64>,
     /// VMs that this worker had before.
     pub generation: u64,
 }
@@ -84,6 +88,7 @@ impl Worker {
             opened: 0,
             listens: false,
             tick_at: None,
+            clock_known_at: None,
             generation: 0,
         }
     }

@@ -4,14 +4,17 @@ use crate::faults::{Faults, RULES, Rule, Totals, config};
 use crate::ledger::{Ledger, Operation};
 use crate::random::Random;
 use crate::redis::{self, Redis};
-use crate::worker::{Connection, SHARE, Shared, StreamRequest, Worker};
+use crate::worker::{SHARE, Shared, Socket, StreamRequest, TIMEOUT_MILLIS, Worker};
 use envoy_idempotency::config::Config;
-use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Fetched, Flow, Input, Order, Question, RequestPart, ResponsePart, StoreReply,
+    WorkerFact,
+};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::front::{self, Fact};
-use envoy_idempotency::store::life::Verdict;
-use envoy_idempotency::store::redis::Line;
+use envoy_idempotency::store::redis::Connection;
+use envoy_idempotency::store::transitions::{Change, Verdict};
 use envoy_idempotency::store::{Command, Reply, StoreError};
 use envoy_idempotency::telemetry::{Counter, Outcome};
 use envoy_idempotency::time::{Timestamp, WallTime};
@@ -24,6 +27,8 @@ const WORKERS: usize = 2;
 const CLIENTS: usize = 70;
 const CROWD: usize = 60;
 const IDS: u64 = 3;
+/// Those of a busy moment, each of which is asked for by few.
+const BUSY_IDS: u64 = 100;
 /// Clients come within this time; the run then goes on until nothing is left to happen.
 const ARRIVALS_MILLIS: u64 = 12_000;
 /// Longer than a lease.
@@ -44,18 +49,17 @@ enum Event {
     },
     /// The connection attempt of a worker comes to Redis.
     Connects {
-        connection: Connection,
+        connection: Socket,
     },
     ToRedis {
-        connection: Connection,
+        connection: Socket,
         bytes: Vec<u8>,
     },
     FromRedis {
-        connection: Connection,
-        bytes: Vec<u8>,
+        connection: Socket,
     },
     Closed {
-        connection: Connection,
+        connection: Socket,
     },
     /// A message of another worker of this Envoy.
     Message {
@@ -94,6 +98,13 @@ pub enum Ending {
     DiesInTheMiddle,
 }
 
+/// Bytes that come in one read, and whether a reply among them says what Redis's clock is at.
+#[derive(Debug, Default)]
+struct ReadBytes {
+    bytes: Vec<u8>,
+    say_the_time: bool,
+}
+
 struct Stream {
     exchange: Option<Exchange>,
     worker: usize,
@@ -101,6 +112,8 @@ struct Stream {
     ending: Ending,
     millis_at_origin: u64,
     token: Token,
+    /// When it asked its store for a claim last.
+    asked_at: u64,
     executing: bool,
     /// The worker's own request, if the execution is detached.
     sent: Option<Question>,
@@ -123,14 +136,16 @@ pub struct World {
     workers: Vec<Worker>,
     streams: Vec<Stream>,
     redis: Redis,
-    /// What has come to Redis on a connection and is no whole command yet.
-    half: HashMap<Connection, Vec<u8>>,
-    subscribed: HashSet<(Connection, Key)>,
+    /// Bytes that Redis has received on a connection and that are not a whole command yet.
+    half: HashMap<Socket, Vec<u8>>,
+    subscribed: HashSet<(Socket, Key)>,
     /// When the last bytes of a connection come, to Redis and back: none overtakes another.
-    to_redis_at: HashMap<Connection, u64>,
-    from_redis_at: HashMap<Connection, u64>,
-    /// Connections that broke: what is written on them is lost, or comes so much later.
-    broken: HashMap<Connection, Option<u64>>,
+    to_redis_at: HashMap<Socket, u64>,
+    from_redis_at: HashMap<Socket, u64>,
+    /// What is on its way from Redis, read by read.
+    reads: HashMap<Socket, VecDeque<ReadBytes>>,
+    /// Connections that broke: bytes written on them are lost, or come so much later.
+    broken: HashMap<Socket, Option<u64>>,
     ledger: Ledger,
     frozen: Option<(usize, u64, u64)>,
     down: Option<(u64, u64)>,
@@ -164,7 +179,7 @@ impl Attributes for Told {
     }
 }
 
-/// What the origin answers to an operation.
+/// The origin's answer to an operation.
 fn body(operation: Operation) -> String {
     format!("half of an answer to {}/{}", RULES[operation.0].name, operation.1)
 }
@@ -195,6 +210,7 @@ impl World {
             subscribed: HashSet::new(),
             to_redis_at: HashMap::new(),
             from_redis_at: HashMap::new(),
+            reads: HashMap::new(),
             broken: HashMap::new(),
             ledger: Ledger::default(),
             frozen: None,
@@ -223,6 +239,16 @@ impl World {
             for _ in 0..CROWD {
                 let after = at + self.random.below(30);
                 self.after(after, Event::Arrives { envoy: 0, rule, id: 0 });
+            }
+        }
+        if self.faults.busy {
+            let at = self.random.below(ARRIVALS_MILLIS);
+            let rule = self.random.below(RULES.len() as u64) as usize;
+            for number in 0..CROWD as u64 {
+                let after = at + self.random.below(10);
+                // Some of one key, most of others.
+                let id = BUSY_IDS + number * 3 / 4;
+                self.after(after, Event::Arrives { envoy: 0, rule, id });
             }
         }
         let start = self.now + self.random.below(ARRIVALS_MILLIS);
@@ -279,7 +305,7 @@ impl World {
             | Event::BodyEnds { stream }
             | Event::StreamEnds { stream }
             | Event::ClientGone { stream } => self.streams.get(*stream).map(|stream| stream.worker),
-            Event::FromRedis { connection, .. } | Event::Closed { connection } => {
+            Event::FromRedis { connection } | Event::Closed { connection } => {
                 Some(connection.worker)
             }
             Event::Message { worker, .. } | Event::WorkerTick { worker, .. } => Some(*worker),
@@ -311,8 +337,13 @@ impl World {
                 }
             }
             Event::ToRedis { connection, bytes } => self.arrive_at_redis(connection, bytes),
-            Event::FromRedis { connection, bytes } => {
+            Event::FromRedis { connection } => {
+                let read = self.reads.get_mut(&connection).and_then(VecDeque::pop_front);
+                let ReadBytes { bytes, say_the_time } = read.unwrap_or_default();
                 if self.is_current(connection) && !self.broken.contains_key(&connection) {
+                    if say_the_time {
+                        self.workers[connection.worker].clock_known_at.get_or_insert(self.now);
+                    }
                     self.workers[connection.worker].budget.renew();
                     self.fact(connection.worker, Fact::Received(connection.line, &bytes));
                     self.root_callback(connection.worker);
@@ -321,7 +352,7 @@ impl World {
             Event::Closed { connection } => {
                 if self.is_current(connection) {
                     self.workers[connection.worker].connections.remove(&connection.line);
-                    self.totals.reconnects += 1;
+                    self.totals.reconnects += u64::from(connection.line == Connection::Commands);
                     self.fact(connection.worker, Fact::Closed(connection.line));
                     self.root_callback(connection.worker);
                 }
@@ -356,7 +387,7 @@ impl World {
                     let lines: Vec<_> =
                         self.workers[worker].connections.clone().into_iter().collect();
                     for (line, number) in lines {
-                        let connection = Connection { worker, line, number };
+                        let connection = Socket { worker, line, number };
                         self.broken.insert(connection, None);
                         let after = 1 + self.random.below(20);
                         self.after(after, Event::Closed { connection });
@@ -371,7 +402,10 @@ impl World {
     fn worker_dies(&mut self, worker: usize) {
         self.tell(|| format!("worker {worker} dies"));
         for stream in self.streams.iter_mut().filter(|stream| stream.worker == worker) {
-            stream.exchange = None;
+            if stream.exchange.take().is_some() {
+                // What it has asked last, nobody hears the answer to.
+                self.ledger.owner_dies(stream.token);
+            }
             stream.left = true;
         }
         let envoy = self.workers[worker].envoy;
@@ -386,7 +420,7 @@ impl World {
         self.down.is_some_and(|(from, to)| (from..to).contains(&self.now))
     }
 
-    fn is_current(&self, connection: Connection) -> bool {
+    fn is_current(&self, connection: Socket) -> bool {
         let number = self.workers[connection.worker].connections.get(&connection.line);
         number == Some(&connection.number)
     }
@@ -423,7 +457,7 @@ impl World {
         }
     }
 
-    /// What a callback of the root's own does besides its fact.
+    /// The work of a root's own callback besides its fact.
     fn root_callback(&mut self, worker: usize) {
         self.carry_out_orders(worker);
         let mut idle = false;
@@ -463,12 +497,12 @@ impl World {
             }
             2 => {
                 let Some(stream) = this.waiters.take_woken() else { return false };
-                self.come_back(stream as usize, Input::Woken);
+                self.come_back(stream as usize, Input::Worker(WorkerFact::Woken));
                 true
             }
             _ => {
                 let Some(stream) = this.timers.take_due(now) else { return false };
-                self.come_back(stream as usize, Input::Tick);
+                self.come_back(stream as usize, Input::Worker(WorkerFact::Tick));
                 true
             }
         }
@@ -478,20 +512,20 @@ impl World {
         while let Some(order) = self.workers[worker].front.next_order() {
             match order {
                 front::Order::Reply((stream, question), reply) => {
-                    self.come_back(stream, Input::StoreReplied { question, reply });
+                    self.come_back(stream, Input::Store(StoreReply { question, reply }));
                 }
                 front::Order::Open(line) => {
                     self.workers[worker].opened += 1;
                     let number = self.workers[worker].opened;
                     self.workers[worker].connections.insert(line, number);
-                    let connection = Connection { worker, line, number };
+                    let connection = Socket { worker, line, number };
                     self.after(1, Event::Connects { connection });
                     self.fact(worker, Fact::Opened(line));
                 }
                 front::Order::Write(line, bytes) => self.write(worker, line, bytes),
                 front::Order::Close(line) => {
                     self.workers[worker].connections.remove(&line);
-                    self.totals.reconnects += 1;
+                    self.totals.reconnects += u64::from(line == Connection::Commands);
                 }
                 front::Order::Call(..) => panic!("nobody has Webdis"),
                 front::Order::Wake(key) => self.message(worker, key, true),
@@ -522,9 +556,9 @@ impl World {
         }
     }
 
-    fn write(&mut self, worker: usize, line: Line, bytes: Vec<u8>) {
+    fn write(&mut self, worker: usize, line: Connection, bytes: Vec<u8>) {
         let number = self.workers[worker].connections[&line];
-        let connection = Connection { worker, line, number };
+        let connection = Socket { worker, line, number };
         if let Some(late) = self.broken.get(&connection).copied() {
             if let Some(late) = late {
                 self.after(late, Event::ToRedis { connection, bytes });
@@ -540,7 +574,7 @@ impl World {
         if breaks {
             let delay = late.then(|| 100 + self.random.below(3_000));
             self.broken.insert(connection, delay);
-            // Either the other end says so, or nobody does.
+            // Either the other end reports it, or nobody does.
             if self.random.chance(70) {
                 let after = 1 + self.random.below(60);
                 self.after(after, Event::Closed { connection });
@@ -559,7 +593,7 @@ impl World {
         self.after(at - self.now, Event::ToRedis { connection, bytes });
     }
 
-    fn arrive_at_redis(&mut self, connection: Connection, bytes: Vec<u8>) {
+    fn arrive_at_redis(&mut self, connection: Socket, bytes: Vec<u8>) {
         if self.is_down() {
             return;
         }
@@ -582,18 +616,21 @@ impl World {
             if ran.done.is_none() && ran.reply.get(5..).is_some_and(|rest| rest.contains(&b'L')) {
                 self.totals.too_late += u64::from(ran.reply.starts_with(b"$13"));
             }
-            if let Some(done) = &ran.done {
+            let done = ran.done.as_ref();
+            let is_claim = done.is_some_and(|done| matches!(done.command, Command::Claim { .. }));
+            if let Some(done) = done {
                 self.tell(|| format!("Redis: {:?} -> {:?}", done.command, done.verdict));
+                self.check_in_time(connection.worker, done);
                 self.ledger.redis_did(&done.command, &done.verdict, self.now);
                 self.count(&done.command, &done.verdict);
             }
             if let Some(key) = ran.subscribed {
                 self.subscribed.insert((connection, key));
-                self.answer_from_redis(connection, redis::message("subscribe", key));
+                self.answer_from_redis(connection, redis::message("subscribe", key), false);
             }
             if let Some(key) = ran.unsubscribed {
                 self.subscribed.remove(&(connection, key));
-                self.answer_from_redis(connection, redis::message("unsubscribe", key));
+                self.answer_from_redis(connection, redis::message("unsubscribe", key), false);
             }
             if let Some(key) = ran.published {
                 let mut told: Vec<_> = self
@@ -605,21 +642,52 @@ impl World {
                 told.sort_unstable_by_key(|to| (to.worker, to.number));
                 for to in told {
                     if !self.random.chance(self.faults.messages_lost_percent) {
-                        self.answer_from_redis(to, redis::message("message", key));
+                        self.answer_from_redis(to, redis::message("message", key), false);
                     }
                 }
             }
             if !ran.reply.is_empty() {
-                self.answer_from_redis(connection, ran.reply);
+                self.answer_from_redis(connection, ran.reply, is_claim);
             }
         }
     }
 
-    fn answer_from_redis(&mut self, connection: Connection, bytes: Vec<u8>) {
-        let at = self.now + 1 + self.random.below(20);
-        let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
-        self.from_redis_at.insert(connection, at);
-        self.after(at - self.now, Event::FromRedis { connection, bytes });
+    /// Redis accepts no claim that its sender has given up: it would have no owner, and then be unknown.
+    fn check_in_time(&self, worker: usize, done: &redis::Done) {
+        if !matches!(done.verdict, Verdict::Claimed { change: Change::Put(_), .. }) {
+            return;
+        }
+        let token = done.command.token();
+        let sender = self.streams.iter().find(|stream| stream.token == token);
+        let asked_at = sender.map_or(0, |sender| sender.asked_at);
+        // It may have waited for another's question before it was sent.
+        let until = asked_at + 2 * TIMEOUT_MILLIS;
+        let knows_the_clock = self.workers[worker].clock_known_at.is_some_and(|at| at < asked_at);
+        let exempt =
+            !knows_the_clock || self.faults.redis_clock_steps || self.faults.worker_freezes;
+        assert!(
+            self.now <= until || exempt,
+            "{token:?} gets its claim at {}, and has given up at {until}",
+            self.now
+        );
+    }
+
+    fn answer_from_redis(&mut self, connection: Socket, bytes: Vec<u8>, say_the_time: bool) {
+        let reads = self.reads.entry(connection).or_default();
+        // What is on its way already may come in the same read.
+        match reads.back_mut() {
+            Some(last) if self.random.chance(80) => {
+                last.bytes.extend(bytes);
+                last.say_the_time |= say_the_time;
+            }
+            Some(_) | None => {
+                reads.push_back(ReadBytes { bytes, say_the_time });
+                let at = self.now + 1 + self.random.below(20);
+                let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
+                self.from_redis_at.insert(connection, at);
+                self.after(at - self.now, Event::FromRedis { connection });
+            }
+        }
     }
 
     fn count(&mut self, command: &Command, verdict: &Verdict) {
@@ -659,6 +727,7 @@ impl World {
             ending,
             millis_at_origin,
             token,
+            asked_at: 0,
             executing: false,
             sent: None,
             end_held: false,
@@ -680,17 +749,20 @@ impl World {
             (b"content-type".to_vec(), b"application/json".to_vec()),
         ];
         let attributes = Told(Ending::Stored);
-        let input = Input::RequestHeaders {
+        let input = Input::Request(RequestPart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.called(stream, input);
         let body = format!("{{\"id\":{id}}}");
         let (first, second) = body.as_bytes().split_at(3);
-        self.called(stream, Input::RequestBody { chunk: first, end_of_stream: false });
-        self.called(stream, Input::RequestBody { chunk: second, end_of_stream: false });
-        self.called(stream, Input::RequestTrailers);
+        for chunk in [first, second] {
+            let length = chunk.len();
+            let part = RequestPart::Body { chunk, length, end_of_stream: false };
+            self.called(stream, Input::Request(part));
+        }
+        self.called(stream, Input::Request(RequestPart::Trailers));
     }
 
     /// A callback of the stream's own.
@@ -719,11 +791,11 @@ impl World {
             return Flow::Continue;
         };
         let from_elsewhere =
-            matches!(input, Input::StoreReplied { .. } | Input::Woken | Input::Tick);
+            matches!(input, Input::Store(_) | Input::Worker(WorkerFact::Woken | WorkerFact::Tick));
         let mut input = input;
         let mut replies = VecDeque::new();
         let flow = loop {
-            if let Input::StoreReplied { reply, .. } = &input {
+            if let Input::Store(StoreReply { reply, .. }) = &input {
                 self.heard(stream, reply);
             }
             let step = exchange.handle(input, now);
@@ -738,7 +810,7 @@ impl World {
                 replies.extend(self.carry_out(stream, order));
             }
             let Some((question, reply)) = replies.pop_front() else { break step.flow };
-            input = Input::StoreReplied { question, reply };
+            input = Input::Store(StoreReply { question, reply });
         };
         self.workers[worker].timers.set(stream as u32, exchange.alarm());
         if exchange.is_over() {
@@ -755,6 +827,7 @@ impl World {
 
     fn heard(&mut self, stream: usize, reply: &Result<Reply, StoreError>) {
         self.tell(|| format!("{stream} hears {reply:?}"));
+        self.ledger.owner_hears(self.streams[stream].token);
         match reply {
             Err(_) => self.totals.store_errors += 1,
             Ok(Reply::NotOwner) => {
@@ -774,6 +847,9 @@ impl World {
         let now = self.time(worker);
         match order {
             Order::Ask(question, command) => {
+                if matches!(command, Command::Claim { .. }) {
+                    self.streams[stream].asked_at = self.now;
+                }
                 self.owner_asks(stream, &command);
                 let request: StreamRequest = (stream, question);
                 let reply = self.workers[worker].front.ask(request, command, now)?;
@@ -801,7 +877,7 @@ impl World {
                     let slack = 300 + frozen + stepped;
                     self.ledger.replayed(operation, slack, self.now);
                 }
-                // The answer takes its way through Envoy; what was asked meanwhile may be answered first.
+                // The answer takes its way through Envoy; a later request may be answered first.
                 let after = self.random.below(400);
                 self.after(after, Event::StreamEnds { stream });
             }
@@ -865,7 +941,7 @@ impl World {
         self.after(after, Event::OriginAnswers { stream });
     }
 
-    /// The worker's own request has its answer, whoever is still there.
+    /// The worker's own request has its answer, whether or not the client is still there.
     fn origin_replies(&mut self, stream: usize, question: Question, ending: Ending) {
         let text = |text: &str| text.as_bytes().to_vec();
         let operation = self.streams[stream].operation;
@@ -882,7 +958,7 @@ impl World {
             Ending::Unknown => answer("504", None, "upstream request timeout"),
             Ending::DiesInTheMiddle => Fetched::Broken,
         };
-        self.come_back(stream, Input::OriginReplied { question, fetched });
+        self.come_back(stream, Input::Worker(WorkerFact::OriginReplied { question, fetched }));
     }
 
     fn origin_answers(&mut self, stream: usize) {
@@ -905,17 +981,21 @@ impl World {
             (b"content-type".to_vec(), b"text/plain".to_vec()),
         ];
         let attributes = Told(ending);
-        let input = Input::ResponseHeaders {
+        let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.called(stream, input);
         let body = body(operation);
         let (half, _) = body.as_bytes().split_at(8);
         self.called(
             stream,
-            Input::ResponseBody { chunk: half, length: half.len(), end_of_stream: false },
+            Input::Response(ResponsePart::Body {
+                chunk: half,
+                length: half.len(),
+                end_of_stream: false,
+            }),
         );
         if ending == Ending::DiesInTheMiddle {
             self.streams[stream].answered = true;
@@ -934,7 +1014,11 @@ impl World {
         let (_, rest) = body.as_bytes().split_at(8);
         self.called(
             stream,
-            Input::ResponseBody { chunk: rest, length: rest.len(), end_of_stream: true },
+            Input::Response(ResponsePart::Body {
+                chunk: rest,
+                length: rest.len(),
+                end_of_stream: true,
+            }),
         );
     }
 

@@ -1,34 +1,28 @@
-//! A worker's way to its stores and its own requests: callbacks become facts, orders become host calls.
+//! A worker's callouts to its stores and origins: callbacks become facts, orders become host calls.
 
 use super::Worker;
-use crate::exchange::{Fetched, Headers, Input, Question};
+use crate::exchange::{Fetched, Headers, Input, StoreReply, WorkerFact};
 use crate::host::abi;
 use crate::host::calls::{self, Purpose, Wanted};
 use crate::host::connections::Did;
 use crate::host::logging;
 use crate::host::queues::Message;
+use crate::host::request::StreamRequest;
 use crate::host::store::now;
 use crate::store::front::{Fact, Order};
-use crate::store::redis::{Call, Ticket};
+use crate::store::redis::{Call, CommandId};
 use crate::store::shared_data::INSERT;
 use crate::telemetry::Incident;
 use crate::time::Timestamp;
 
-/// The status of a call that Envoy would not make, as if it had found no connection.
+/// The status of a call that Envoy refuses, as if it had found no connection.
 const NO_CONNECTION: u16 = 503;
 
-/// The status of a call that has got none.
+/// The status of a call without an answer.
 const NO_ANSWER: u16 = 0;
 
-/// A question of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::host) struct StreamRequest {
-    pub(in crate::host) stream: u32,
-    pub(in crate::host) question: Question,
-}
-
-/// Where facts for streams come from. A callback takes one of each in turn, so that no source waits for
-/// another to run dry.
+/// The sources of facts for streams. A callback takes one of each in turn, so that no source waits until
+/// another is empty.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Stores,
@@ -42,20 +36,20 @@ impl Source {
 }
 
 impl Worker {
-    /// A message of a stream to Redis.
+    /// A message of the gRPC stream to Redis.
     pub(in crate::host) fn grpc_message(&mut self, token: u32, size: usize) {
         self.budget.renew();
-        if let Some(line) = self.connections.line(token) {
-            self.stores.handle(Fact::Received(line, &abi::grpc_message(size)), now());
+        if let Some(connection) = self.connections.connection(token) {
+            self.stores.handle(Fact::Received(connection, &abi::grpc_message(size)), now());
             self.work_off();
         }
     }
 
-    /// A stream to Redis has ended.
+    /// The gRPC stream to Redis has ended.
     pub(in crate::host) fn grpc_closed(&mut self, token: u32) {
-        if let Some(line) = self.connections.forget(token) {
+        if let Some(connection) = self.connections.forget(token) {
             self.metrics.pipe(-1);
-            self.stores.handle(Fact::Closed(line), now());
+            self.stores.handle(Fact::Closed(connection), now());
             self.work_off();
         }
     }
@@ -68,7 +62,7 @@ impl Worker {
         }
     }
 
-    /// Deals with facts, as far as the callback's share goes.
+    /// Handles facts, as far as the callback's budget goes.
     pub(super) fn work_off(&mut self) {
         let mut idle = false;
         while !idle {
@@ -85,7 +79,7 @@ impl Worker {
         }
     }
 
-    /// Whether the source had any.
+    /// Whether the source had a fact.
     fn deal_with_one(&mut self, source: Source, now: Timestamp) -> bool {
         match source {
             Source::Stores => {
@@ -98,39 +92,42 @@ impl Worker {
                 else {
                     return false;
                 };
-                self.come_back(stream, Input::OriginReplied { question, fetched });
+                self.come_back(
+                    stream,
+                    Input::Worker(WorkerFact::OriginReplied { question, fetched }),
+                );
             }
             Source::Waiters => {
                 let Some(id) = self.waiters.take_woken() else { return false };
-                self.come_back(id, Input::Woken);
+                self.come_back(id, Input::Worker(WorkerFact::Woken));
             }
             Source::Timers => {
                 let Some(id) = self.timers.take_due(now) else { return false };
-                self.come_back(id, Input::Tick);
+                self.come_back(id, Input::Worker(WorkerFact::Tick));
             }
         }
         true
     }
 
-    /// Carries out what the stores want, in order. A reply may make its request ask again: what follows of
-    /// that is behind all that was ordered before.
+    /// Carries out the stores' orders, in order. A reply may make its request ask again: the orders that
+    /// follow from that come behind all earlier ones.
     pub(super) fn carry_out_orders(&mut self, now: Timestamp) {
         while let Some(order) = self.stores.next_order() {
             match order {
                 Order::Reply(StreamRequest { stream, question }, reply) => {
-                    self.come_back(stream, Input::StoreReplied { question, reply });
+                    self.come_back(stream, Input::Store(StoreReply { question, reply }));
                 }
-                Order::Open(line) => {
-                    self.connections.want(line);
+                Order::Open(connection) => {
+                    self.connections.want(connection);
                     self.queues.call_back();
                 }
-                Order::Write(line, bytes) => self.connections.write(line, bytes),
-                Order::Close(line) => {
-                    if self.connections.close(line) {
+                Order::Write(connection, bytes) => self.connections.write(connection, bytes),
+                Order::Close(connection) => {
+                    if self.connections.close(connection) {
                         self.metrics.pipe(-1);
                     }
                 }
-                Order::Call(ticket, call) => self.want_call(ticket, call),
+                Order::Call(id, call) => self.want_call(id, call),
                 Order::Wake(key) => self.queues.broadcast(Message::Ended(key), now),
                 Order::WakeAskers(key) => self.queues.broadcast(Message::Answered(key), now),
                 Order::WakeHere(key) => self.waiters.wake(key),
@@ -144,7 +141,7 @@ impl Worker {
                 Order::Warn(text) => logging::log_incident(Incident::Redis, &text),
                 Order::WarnOnce(text) => {
                     let name = format!("{}/said/{text}", self.stores.prefix());
-                    // An insertion: of all workers, one is first.
+                    // An insertion: only one of all workers succeeds.
                     if abi::set_shared_data(&name, b"1", INSERT).is_ok() {
                         logging::log_incident(Incident::Redis, &text);
                     }
@@ -163,24 +160,24 @@ impl Worker {
         self.stores.handle(fact, now());
     }
 
-    /// What only a callback of the root's own may do.
+    /// Work that is allowed only in the root's own callback.
     pub(super) fn as_root(&mut self) {
         for purpose in self.calls.as_root(&mut self.budget) {
             self.call_is_over(purpose, Fetched::NotSent);
         }
         for did in self.connections.as_root() {
             let fact = match did {
-                Did::Opened(line) => {
+                Did::Opened(connection) => {
                     self.metrics.pipe(1);
-                    Fact::Opened(line)
+                    Fact::Opened(connection)
                 }
-                Did::Failed(line) => Fact::Closed(line),
+                Did::Failed(connection) => Fact::Closed(connection),
             };
             self.stores.handle(fact, now());
         }
     }
 
-    fn want_call(&mut self, ticket: Ticket, call: Call) {
+    fn want_call(&mut self, id: CommandId, call: Call) {
         let Call { method, path, body, timeout } = call;
         let cluster = self.connections.cluster().to_owned();
         let headers = [
@@ -191,7 +188,7 @@ impl Worker {
         ];
         let bytes = |(name, value): (&str, String)| (name.into(), value.into_bytes());
         let headers = headers.map(bytes).into();
-        let purpose = Purpose::Store(ticket);
+        let purpose = Purpose::Store(id);
         self.calls.want(Wanted { purpose, cluster, headers, body, timeout });
         self.queues.call_back();
     }
@@ -199,13 +196,13 @@ impl Worker {
     fn call_is_over(&mut self, purpose: Purpose, fetched: Fetched) {
         match purpose {
             Purpose::Stream(request) => self.fetched.push_back((request, fetched)),
-            Purpose::Store(ticket) => {
+            Purpose::Store(id) => {
                 let (status, body) = match fetched {
                     Fetched::NotSent => (NO_CONNECTION, Vec::new()),
                     Fetched::Broken => (NO_ANSWER, Vec::new()),
                     Fetched::Answer { headers, body } => (status(&headers), body),
                 };
-                self.stores.handle(Fact::Called(ticket, status, &body), now());
+                self.stores.handle(Fact::Called(id, status, &body), now());
             }
         }
     }

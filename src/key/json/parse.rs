@@ -7,7 +7,7 @@ use std::borrow::Cow;
 /// body, and a few kilobytes of stack.
 const MAX_DEPTH: usize = 128;
 
-/// Why a body is no JSON that a key can be made of.
+/// Why a body is not JSON from which a key can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum NotJson {
     /// It breaks the grammar, or goes on after its end.
@@ -27,8 +27,8 @@ impl NotJson {
         match self {
             Self::Syntax => "it is not JSON",
             Self::Encoding => "it is not JSON: its text is not Unicode",
-            Self::TooDeep => "it is JSON that nests deeper than 128 levels",
-            Self::DuplicateName => "it is JSON that has a member twice",
+            Self::TooDeep => "it is JSON with more than 128 levels",
+            Self::DuplicateName => "it is JSON with a duplicate member",
         }
     }
 }
@@ -37,7 +37,7 @@ impl NotJson {
 ///
 /// # Errors
 ///
-/// When it is no JSON that a key can be made of.
+/// If it is not JSON from which a key can be made.
 pub(in super::super) fn parse(body: &[u8]) -> Result<Value<'_>, NotJson> {
     let text = std::str::from_utf8(body).map_err(|_where| NotJson::Encoding)?;
     let mut reader = Reader { text, at: 0 };

@@ -65,7 +65,7 @@ fn a_number_keeps_its_text() {
 }
 
 #[test]
-fn what_breaks_the_grammar_is_refused() {
+fn invalid_grammar_is_refused() {
     for text in [
         "",
         " ",
@@ -205,7 +205,7 @@ fn null_and_empty_values_say_nothing_and_false_and_zero_do() {
 }
 
 #[test]
-fn what_pointers_find_is_left_out_of_the_whole() {
+fn values_found_by_pointers_are_left_out_of_the_whole() {
     let without = |text: &str, left_out: &[&str]| {
         parse(text.as_bytes()).unwrap().canonical_except(&pointers(left_out))
     };

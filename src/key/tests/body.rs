@@ -71,15 +71,15 @@ fn a_json_part_that_says_nothing_is_missing_and_false_and_zero_are_not() {
 }
 
 #[test]
-fn a_json_part_of_what_is_no_json_is_refused_with_the_reason() {
+fn a_json_part_of_a_body_that_is_not_json_is_refused_with_the_reason() {
     let why =
         |body: &[u8]| post().body("application/json", body).by(&parts(&[json("/a")])).unwrap_err();
     let invalid = |why| KeyError::BodyInvalid { why };
     assert_eq!(why(b"a=1"), invalid("it is not JSON"));
     assert_eq!(why(b" "), invalid("it is not JSON"));
-    assert_eq!(why(b"{\"a\":1,\"a\":2}"), invalid("it is JSON that has a member twice"));
+    assert_eq!(why(b"{\"a\":1,\"a\":2}"), invalid("it is JSON with a duplicate member"));
     assert_eq!(why(b"{\"a\":\"\xff\"}"), invalid("it is not JSON: its text is not Unicode"));
-    assert_eq!(why(&[b'['; 200]), invalid("it is JSON that nests deeper than 128 levels"));
+    assert_eq!(why(&[b'['; 200]), invalid("it is JSON with more than 128 levels"));
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_form_part_is_decoded_and_all_its_values_count() {
 #[test]
 fn a_form_part_needs_a_form() {
     let plan = parts(&[KeyPart::Form("a".into())]);
-    let refused = Err(KeyError::BodyInvalid { why: "it is no application/x-www-form-urlencoded" });
+    let refused = Err(KeyError::BodyInvalid { why: "it is not application/x-www-form-urlencoded" });
     assert_eq!(post().body("multipart/form-data; boundary=x", "a=1").by(&plan), refused);
     assert_eq!(post().body("", "a=1").by(&plan), refused);
     for body in ["", "b=1", "a=", "a", "a=&a="] {
@@ -202,7 +202,7 @@ fn fields_that_are_excepted_do_not_count_and_all_others_do() {
 }
 
 #[test]
-fn fields_of_what_is_no_json_cannot_be_compared() {
+fn fields_of_a_body_that_is_not_json_cannot_be_compared() {
     for plan in
         [FingerprintPlan::Fields(vec![pointer("/a")]), FingerprintPlan::Except(vec![pointer("/a")])]
     {

@@ -180,7 +180,7 @@ fn the_scope_knows_one_spelling_of_host_and_path() {
 }
 
 #[test]
-fn the_host_is_what_is_left_of_an_authority_without_its_port() {
+fn the_host_is_an_authority_without_its_port() {
     for (authority, expected) in [
         ("a.example", "a.example"),
         ("A.Example:443", "a.example"),
@@ -229,7 +229,7 @@ fn a_caller_is_kept_apart_from_every_other_wherever_it_is_found() {
 }
 
 #[test]
-fn who_shares_keys_with_anyone_shares_none_with_a_named_caller() {
+fn a_rule_for_anyone_shares_no_keys_with_a_named_caller() {
     let anyone = parts(&[header("x")]);
     let named = KeyPlan { caller: CallerSource::Header("x".into()), ..anyone.clone() };
     let request = post().header("x", "1");

@@ -15,7 +15,7 @@ fn a_missing_part_counts_before_an_invalid_key_and_that_before_a_missing_caller(
     let all = plan(&[KeyPart::KeyHeader("k".into()), KeyPart::Header("x".into())]);
     let invalid = KeyError::KeyInvalid {
         header: "k".into(),
-        why: "it has characters that only a quoted String of RFC 8941 may have",
+        why: "it has characters that are allowed only in a quoted String of RFC 8941",
     };
     assert_eq!(post().header("k", "a b").begin(&all), Err(missing(KeyPart::Header("x".into()))));
     assert_eq!(post().header("k", "a b").header("x", "1").begin(&all), Err(invalid));
@@ -34,7 +34,7 @@ fn the_head_counts_before_the_body() {
 fn a_missing_part_of_the_body_counts_before_an_invalid_one() {
     let all = parts(&[KeyPart::Form("f".into()), KeyPart::Json(pointer("/a"))]);
     assert_eq!(post().json("{}").by(&all), Err(missing(KeyPart::Json(pointer("/a")))));
-    let refused = KeyError::BodyInvalid { why: "it is no application/x-www-form-urlencoded" };
+    let refused = KeyError::BodyInvalid { why: "it is not application/x-www-form-urlencoded" };
     assert_eq!(post().json(r#"{"a":1}"#).by(&all), Err(refused));
 }
 

@@ -67,7 +67,7 @@ impl World {
         };
         world.ask(0, first, 0);
         world.carry_out(0);
-        world.front.handle(Fact::Opened(Line::Commands), at(0));
+        world.front.handle(Fact::Opened(Connection::Commands), at(0));
         world.carry_out(0);
         let greeting = b"*2\r\n$16\r\nmaxmemory-policy\r\n$10\r\nnoeviction\r\n";
         world.receive(&[&greeting[..], &claimed(0)].concat(), 0);
@@ -87,14 +87,14 @@ impl World {
         while let Some(order) = self.front.next_order() {
             match order {
                 Order::Reply(request, reply) => self.replies.push((request, reply)),
-                Order::Write(Line::Commands, bytes) => self.written.extend(bytes),
+                Order::Write(Connection::Commands, bytes) => self.written.extend(bytes),
                 Order::Listen if !std::mem::replace(&mut self.listens, true) => {
                     self.front.handle(Fact::Listening, at(millis));
                 }
                 Order::Wake(key) | Order::WakeAskers(key) => self.woken.push(key),
                 Order::Listen
                 | Order::Open(_)
-                | Order::Write(Line::Channels, _)
+                | Order::Write(Connection::Channels, _)
                 | Order::Close(_)
                 | Order::Call(..)
                 | Order::WakeHere(_)
@@ -107,7 +107,7 @@ impl World {
     }
 
     fn receive(&mut self, bytes: &[u8], millis: u64) {
-        self.front.handle(Fact::Received(Line::Commands, bytes), at(millis));
+        self.front.handle(Fact::Received(Connection::Commands, bytes), at(millis));
         self.carry_out(millis);
     }
 
@@ -194,7 +194,7 @@ fn a_question_that_asks_again_does_not_overtake_one_that_is_sent_as_text() {
 }
 
 #[test]
-fn what_one_read_brings_is_dealt_with_one_step_at_a_time() {
+fn the_replies_of_one_read_are_handled_one_step_at_a_time() {
     let mut world = World::new(&Map::default());
     (1..=100).for_each(|number| world.ask(u32::from(number), number, 1));
     world.carry_out(1);

@@ -1,30 +1,31 @@
-//! The connection for words: who ends a claim publishes it on the record's name, and who waits subscribes.
+//! The connection for publish/subscribe: the end of a claim is published on its record's name, and waiting
+//! requests subscribe to it.
 
-use super::link::Link;
-use super::wire::{self, Decoder, Frame};
-use super::{Event, Line, Settings};
+use super::reconnect::Reconnect;
+use super::resp::{self, Decoder, Frame};
+use super::{Connection, Event, Settings};
 use crate::key::Key;
 use crate::time::Timestamp;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How long the connection is kept when nobody waits any more: the next waiter is often soon.
+/// How long the connection is kept when no request waits any more: the next one often comes soon.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// How long to do without after Redis has refused: behind redis_proxy, or for a user without the right,
-/// it refuses for ever. Waiters look by themselves meanwhile.
+/// How long to poll after Redis has refused SUBSCRIBE: behind redis_proxy, or for a user without the right,
+/// it refuses every time.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// Subscriptions of one worker.
 ///
-/// A word may be lost: one that comes before its subscription stands, or while the connection is being
-/// opened again. So each subscription that is confirmed counts as a word: whoever waits looks again then.
+/// A message may be lost: if it comes before its subscription is active, or while the connection is being
+/// reopened. So each confirmed subscription counts as a message: waiting requests check again then.
 #[derive(Debug)]
 pub(super) struct Channels {
     settings: Settings,
-    link: Link,
+    reconnect: Reconnect,
     decoder: Decoder,
-    /// With the number of those who wait.
+    /// With the number of waiting requests.
     watched: HashMap<Key, u32>,
     idle_since: Timestamp,
     refused_until: Option<Timestamp>,
@@ -34,7 +35,7 @@ impl Channels {
     pub(super) fn new(settings: Settings, seed: u64) -> Self {
         Self {
             settings,
-            link: Link::new(seed),
+            reconnect: Reconnect::new(seed),
             decoder: Decoder::default(),
             watched: HashMap::new(),
             idle_since: Timestamp::default(),
@@ -48,7 +49,7 @@ impl Channels {
         if *watchers > 1 {
             return Vec::new();
         }
-        if self.link.is_open() {
+        if self.reconnect.is_open() {
             return vec![self.say(b"SUBSCRIBE", [key])];
         }
         self.open_if_due(now)
@@ -62,52 +63,51 @@ impl Channels {
         }
         self.watched.remove(&key);
         self.idle_since = now;
-        if self.link.is_open() { vec![self.say(b"UNSUBSCRIBE", [key])] } else { Vec::new() }
+        if self.reconnect.is_open() { vec![self.say(b"UNSUBSCRIBE", [key])] } else { Vec::new() }
     }
 
     pub(super) fn opened(&mut self, now: Timestamp) -> Vec<Event> {
-        self.link.opened(now);
+        self.reconnect.opened(now);
         self.idle_since = now;
         let mut out = Vec::new();
         self.settings.write_login(&mut out);
         if !self.watched.is_empty() {
             self.write(&mut out, b"SUBSCRIBE", self.watched.keys().copied());
         }
-        if out.is_empty() { Vec::new() } else { vec![Event::Write(Line::Channels, out)] }
+        if out.is_empty() { Vec::new() } else { vec![Event::Write(Connection::Channels, out)] }
     }
 
     pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
-        if !self.link.is_open() {
-            // Of a connection that was given up.
+        if !self.reconnect.is_open() {
+            // From a connection that was given up.
             return Vec::new();
         }
-        self.link.heard(now);
+        self.reconnect.heard(now);
         self.decoder.push(bytes);
         let mut events = Vec::new();
         loop {
             match self.decoder.next() {
                 Ok(Some(Frame::Array(parts))) => {
-                    self.link.proved();
+                    self.reconnect.proved();
                     self.refused_until = None;
                     events.extend(self.word(&parts));
                 }
                 Ok(Some(Frame::Error(error))) => {
                     if self.refused_until.is_none() {
-                        let said = format!(
-                            "Redis lets nobody subscribe ({error}): waiters look by themselves"
-                        );
+                        let said =
+                            format!("Redis refuses SUBSCRIBE ({error}): waiting requests poll");
                         events.push(Event::Warn(said));
                     }
                     self.refused_until = Some(now.after(REFUSED));
                     self.close(false, now, &mut events);
                     return events;
                 }
-                // What a login gets.
+                // The reply to a login.
                 Ok(Some(
                     Frame::SimpleString(_) | Frame::Integer(_) | Frame::BulkString(_) | Frame::Null,
                 )) => {}
                 Ok(None) => return events,
-                Err(wire::Broken) => {
+                Err(resp::Broken) => {
                     self.close(true, now, &mut events);
                     return events;
                 }
@@ -117,7 +117,7 @@ impl Channels {
 
     pub(super) fn closed(&mut self, now: Timestamp) -> Vec<Event> {
         self.decoder = Decoder::default();
-        self.link.closed(!self.watched.is_empty(), now);
+        self.reconnect.closed(!self.watched.is_empty(), now);
         Vec::new()
     }
 
@@ -126,7 +126,7 @@ impl Channels {
             return self.open_if_due(now);
         }
         let mut events = Vec::new();
-        if self.link.is_open() && self.idle_since.after(IDLE) <= now {
+        if self.reconnect.is_open() && self.idle_since.after(IDLE) <= now {
             self.close(false, now, &mut events);
         }
         events
@@ -134,21 +134,23 @@ impl Channels {
 
     pub(super) fn alarm(&self) -> Option<Timestamp> {
         if self.watched.is_empty() {
-            return self.link.is_open().then(|| self.idle_since.after(IDLE));
+            return self.reconnect.is_open().then(|| self.idle_since.after(IDLE));
         }
-        self.link.retry_at().map(|retry_at| retry_at.max(self.refused_until.unwrap_or_default()))
+        self.reconnect
+            .retry_at()
+            .map(|retry_at| retry_at.max(self.refused_until.unwrap_or_default()))
     }
 
     fn open_if_due(&mut self, now: Timestamp) -> Vec<Event> {
         let refused = self.refused_until.is_some_and(|until| now < until);
-        if !refused && self.link.begin(now) {
-            vec![Event::Open(Line::Channels)]
+        if !refused && self.reconnect.begin(now) {
+            vec![Event::Open(Connection::Channels)]
         } else {
             Vec::new()
         }
     }
 
-    /// A claim has ended, or may have while nobody listened.
+    /// A claim has ended, or may have ended while no connection received messages.
     fn word(&self, parts: &[Frame]) -> Option<Event> {
         let [Frame::BulkString(kind), Frame::BulkString(channel), _] = parts else { return None };
         let tells = [&b"message"[..], b"subscribe"].contains(&kind.as_slice());
@@ -159,20 +161,20 @@ impl Channels {
     fn say(&self, what: &[u8], keys: impl IntoIterator<Item = Key>) -> Event {
         let mut out = Vec::new();
         self.write(&mut out, what, keys);
-        Event::Write(Line::Channels, out)
+        Event::Write(Connection::Channels, out)
     }
 
     fn write(&self, out: &mut Vec<u8>, what: &[u8], keys: impl IntoIterator<Item = Key>) {
         let names: Vec<_> = keys.into_iter().map(|key| self.settings.name(key)).collect();
         let parts: Vec<_> =
             [what].into_iter().chain(names.iter().map(|name| name.as_bytes())).collect();
-        wire::write(out, &parts);
+        resp::write(out, &parts);
     }
 
     fn close(&mut self, missed: bool, now: Timestamp, events: &mut Vec<Event>) {
         self.decoder = Decoder::default();
-        self.link.closed(missed, now);
-        events.push(Event::Close(Line::Channels));
+        self.reconnect.closed(missed, now);
+        events.push(Event::Close(Connection::Channels));
     }
 }
 

@@ -1,23 +1,23 @@
-//! Redis's clock, as far as its replies tell.
+//! Redis's clock, as known from its replies.
 
 use crate::time::Timestamp;
 
-/// What Redis's clock said, and when the reply that said so came.
+/// The time of Redis's clock, and when the reply with it came.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Clock {
     heard: Option<(Timestamp, Timestamp)>,
 }
 
 impl Clock {
-    /// A reply that has just come says that Redis's clock is at `there`.
+    /// A new reply says that Redis's clock is at `there`.
     pub(super) fn hear(&mut self, there: Timestamp, now: Timestamp) {
         self.heard = Some((there, now));
     }
 
-    /// What Redis's clock says at this moment at the latest; `None` before it has said anything.
+    /// An estimate of Redis's clock now, which is never ahead of it; `None` before the first reply.
     ///
-    /// The reply was under way for a while, so that Redis's clock is ahead of this by as long. A command that
-    /// comes that late would be answered too late as well.
+    /// The reply took some time, so Redis's clock is ahead of this estimate by that time. A command that
+    /// comes that late would get its reply too late as well.
     pub(super) fn there(&self, here: Timestamp) -> Option<Timestamp> {
         let (there, heard_at) = self.heard?;
         let back = here.until(heard_at);

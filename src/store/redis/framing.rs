@@ -1,22 +1,22 @@
-//! The heads that gRPC puts before its messages, taken off and put on.
+//! The gRPC header in front of each message: removed and added.
 //!
-//! A stream that a Wasm plugin keeps open has to be gRPC; Redis speaks none. The bridge, an upstream
-//! filter, takes the heads off what goes to Redis, and puts one before each piece that comes back.
-//! (gRPC over HTTP/2, "Length-Prefixed-Message": a byte that says whether it is compressed, and the
-//! length, four bytes, big endian.)
+//! A stream that a Wasm plugin keeps open must be gRPC; Redis does not speak gRPC. The bridge, an upstream
+//! filter, removes the headers from bytes to Redis, and adds one before each piece that comes back. (gRPC
+//! over HTTP/2, "Length-Prefixed-Message": one byte for the compression, and the length in four bytes, big
+//! endian.)
 
-/// Length of a head.
+/// Length of a message header.
 const HEAD_LEN: usize = 5;
 
-/// Takes off heads, wherever the pieces of the stream were split.
+/// Removes message headers, wherever the pieces of the stream were split.
 #[derive(Debug, Default)]
-pub struct Unframer {
+pub struct GrpcDeframer {
     head: Vec<u8>,
     left: usize,
 }
 
-impl Unframer {
-    /// What is left of the next piece of the stream.
+impl GrpcDeframer {
+    /// The message bytes of the next piece of the stream.
     pub fn strip(&mut self, piece: &[u8]) -> Vec<u8> {
         let mut stripped = Vec::with_capacity(piece.len());
         let mut piece = piece;
@@ -41,9 +41,9 @@ impl Unframer {
     }
 }
 
-/// The head of a message of `length` bytes.
+/// The header of a message of `length` bytes.
 pub fn head(length: usize) -> [u8; HEAD_LEN] {
-    // Envoy hands over pieces of a megabyte at most.
+    // Envoy passes pieces of a megabyte at most.
     let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [0, a, b, c, d]
 }
@@ -61,10 +61,10 @@ mod tests {
         }
         for first in 0..=stream.len() {
             for second in first..=stream.len() {
-                let mut unframer = Unframer::default();
-                let mut stripped = unframer.strip(&stream[..first]);
-                stripped.extend(unframer.strip(&stream[first..second]));
-                stripped.extend(unframer.strip(&stream[second..]));
+                let mut deframer = GrpcDeframer::default();
+                let mut stripped = deframer.strip(&stream[..first]);
+                stripped.extend(deframer.strip(&stream[first..second]));
+                stripped.extend(deframer.strip(&stream[second..]));
                 assert_eq!(stripped, b"*1\r\n$4\r\nPING\r\n", "split at {first} and {second}");
             }
         }

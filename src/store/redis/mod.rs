@@ -1,17 +1,17 @@
-//! Redis: one connection a worker for commands, one more while somebody waits, and no IO.
+//! Redis: one connection per worker for commands, one more while requests wait, and no IO.
 //!
-//! [`Client`] takes facts (a command, bytes that came, a connection that is gone, the time) and gives
-//! [`Event`]s: what the host is to do, and what came of a command. *The host carries out every event
-//! before it feeds the next fact.*
+//! [`Client`] takes facts (a command, received bytes, a closed connection, the time) and returns [`Event`]s:
+//! work for the host, and results of commands. *The host carries out every event before it feeds the next
+//! fact.*
 
 mod channels;
 mod clock;
 pub mod framing;
-mod link;
 mod pipe;
+mod reconnect;
+mod resp;
 mod script;
 mod webdis;
-mod wire;
 
 use crate::key::{Key, Secret};
 use crate::store::{Command, Reply, StoreError};
@@ -21,27 +21,27 @@ use pipe::Pipe;
 use std::time::Duration;
 use webdis::Webdis;
 
-/// How Redis is spoken to.
+/// Settings of the Redis client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// What the names of all keys begin with.
+    /// The prefix of the names of all keys.
     pub prefix: String,
-    /// How long a command may take, from asking to its reply.
+    /// How long a command may take until its reply.
     pub timeout: Duration,
     /// Sent before anything else.
     pub login: Option<Login>,
 }
 
-/// Who this is, for Redis.
+/// User and password for Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
-    /// Left out: Redis's user `default`.
+    /// If absent: Redis's user `default`.
     pub username: Option<String>,
     /// The password.
     pub password: Secret,
 }
 
-/// How commands get to Redis.
+/// How commands reach Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// A connection that stays open.
@@ -50,37 +50,37 @@ pub enum Transport {
     Webdis,
 }
 
-/// The number of a command, given by whoever asks.
+/// The number of a command, given by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket(pub u64);
+pub struct CommandId(pub u64);
 
 /// Which connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Line {
+pub enum Connection {
     /// Commands and their replies.
     Commands,
-    /// Words of claims that have ended.
+    /// Messages about ended claims.
     Channels,
 }
 
-/// What the host is to do, or what came of a command.
+/// Work for the host, or the result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Open this connection; say [`Client::opened`] or [`Client::closed`] then.
-    Open(Line),
+    /// Open this connection, then call [`Client::opened`] or [`Client::closed`].
+    Open(Connection),
     /// Send these bytes on it.
-    Write(Line, Vec<u8>),
+    Write(Connection, Vec<u8>),
     /// Close it. No [`Client::closed`] is needed.
-    Close(Line),
-    /// Make this HTTP call; say [`Client::called`] then.
-    Call(Ticket, Call),
-    /// What came of a command, which is handed back.
-    Replied(Ticket, Command, Result<Reply, StoreError>),
+    Close(Connection),
+    /// Make this HTTP call, then call [`Client::called`].
+    Call(CommandId, Call),
+    /// The result of a command, which is handed back.
+    Replied(CommandId, Command, Result<Reply, StoreError>),
     /// The claim on this key has ended, or may have.
     Ended(Key),
-    /// For the log.
+    /// A warning for the log.
     Warn(String),
-    /// For the log, once in an Envoy: every worker finds the same.
+    /// A warning for the log, once per Envoy: every worker finds the same.
     WarnOnce(String),
 }
 
@@ -93,11 +93,11 @@ pub struct Call {
     pub path: String,
     /// The body; may be empty.
     pub body: Vec<u8>,
-    /// When an answer is no longer of use, counted from now.
+    /// When an answer is too late, counted from now.
     pub timeout: Duration,
 }
 
-/// One worker's way to Redis.
+/// One worker's Redis client.
 #[derive(Debug)]
 pub struct Client {
     commands: Commands,
@@ -126,65 +126,71 @@ impl Client {
     }
 
     /// Sends a command, or refuses it at once.
-    pub fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+    pub fn ask(&mut self, id: CommandId, command: Command, now: Timestamp) -> Vec<Event> {
         match &mut self.commands {
-            Commands::Pipe(pipe) => pipe.ask(ticket, command, now),
-            Commands::Webdis(webdis) => webdis.ask(ticket, command, now),
+            Commands::Pipe(pipe) => pipe.ask(id, command, now),
+            Commands::Webdis(webdis) => webdis.ask(id, command, now),
         }
     }
 
-    /// From now on, [`Event::Ended`] when the claim on this key ends, where that can be had.
+    /// From now on, [`Event::Ended`] when the claim on this key ends, if Redis can publish that.
     pub fn watch(&mut self, key: Key, now: Timestamp) -> Vec<Event> {
         self.channels.as_mut().map(|channels| channels.watch(key, now)).unwrap_or_default()
     }
 
-    /// No longer.
+    /// Stops that.
     pub fn unwatch(&mut self, key: Key, now: Timestamp) -> Vec<Event> {
         self.channels.as_mut().map(|channels| channels.unwatch(key, now)).unwrap_or_default()
     }
 
-    /// The connection takes bytes.
-    pub fn opened(&mut self, line: Line, now: Timestamp) -> Vec<Event> {
-        match (line, &mut self.commands, &mut self.channels) {
-            (Line::Commands, Commands::Pipe(pipe), _) => pipe.opened(now),
-            (Line::Channels, _, Some(channels)) => channels.opened(now),
-            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+    /// The connection is open and takes bytes.
+    pub fn opened(&mut self, connection: Connection, now: Timestamp) -> Vec<Event> {
+        match (connection, &mut self.commands, &mut self.channels) {
+            (Connection::Commands, Commands::Pipe(pipe), _) => pipe.opened(now),
+            (Connection::Channels, _, Some(channels)) => channels.opened(now),
+            (Connection::Commands, Commands::Webdis(_), _) | (Connection::Channels, _, None) => {
+                Vec::new()
+            }
         }
     }
 
-    /// Bytes have come.
-    pub fn received(&mut self, line: Line, bytes: &[u8], now: Timestamp) -> Vec<Event> {
-        match (line, &mut self.commands, &mut self.channels) {
-            (Line::Commands, Commands::Pipe(pipe), _) => pipe.received(bytes, now),
-            (Line::Channels, _, Some(channels)) => channels.received(bytes, now),
-            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+    /// Bytes were received.
+    pub fn received(&mut self, connection: Connection, bytes: &[u8], now: Timestamp) -> Vec<Event> {
+        match (connection, &mut self.commands, &mut self.channels) {
+            (Connection::Commands, Commands::Pipe(pipe), _) => pipe.received(bytes, now),
+            (Connection::Channels, _, Some(channels)) => channels.received(bytes, now),
+            (Connection::Commands, Commands::Webdis(_), _) | (Connection::Channels, _, None) => {
+                Vec::new()
+            }
         }
     }
 
-    /// The connection is gone, or could not be opened.
-    pub fn closed(&mut self, line: Line, now: Timestamp) -> Vec<Event> {
-        match (line, &mut self.commands, &mut self.channels) {
-            (Line::Commands, Commands::Pipe(pipe), _) => pipe.closed(now),
-            (Line::Channels, _, Some(channels)) => channels.closed(now),
-            (Line::Commands, Commands::Webdis(_), _) | (Line::Channels, _, None) => Vec::new(),
+    /// The connection is closed, or could not be opened.
+    pub fn closed(&mut self, connection: Connection, now: Timestamp) -> Vec<Event> {
+        match (connection, &mut self.commands, &mut self.channels) {
+            (Connection::Commands, Commands::Pipe(pipe), _) => pipe.closed(now),
+            (Connection::Channels, _, Some(channels)) => channels.closed(now),
+            (Connection::Commands, Commands::Webdis(_), _) | (Connection::Channels, _, None) => {
+                Vec::new()
+            }
         }
     }
 
-    /// An HTTP call has its answer; status 0 for none.
+    /// An HTTP call has its response; status 0 for none.
     pub fn called(
         &mut self,
-        ticket: Ticket,
+        id: CommandId,
         status: u16,
         body: &[u8],
         now: Timestamp,
     ) -> Vec<Event> {
         match &mut self.commands {
-            Commands::Webdis(webdis) => webdis.called(ticket, status, body, now),
+            Commands::Webdis(webdis) => webdis.called(id, status, body, now),
             Commands::Pipe(_) => Vec::new(),
         }
     }
 
-    /// The time of [`Client::alarm`] has come.
+    /// The time of [`Client::alarm`] is reached.
     pub fn tick(&mut self, now: Timestamp) -> Vec<Event> {
         let mut events = match &mut self.commands {
             Commands::Pipe(pipe) => pipe.tick(now),
@@ -196,7 +202,7 @@ impl Client {
         events
     }
 
-    /// When it wants a tick, if nothing comes before.
+    /// When it needs a tick, if nothing comes before.
     pub fn alarm(&self) -> Option<Timestamp> {
         let commands = match &self.commands {
             Commands::Pipe(pipe) => pipe.alarm(),
@@ -208,7 +214,7 @@ impl Client {
 }
 
 impl Settings {
-    /// The name of a key's record, and of the channel on which its claim's end is told.
+    /// The name of a key's record, and of the channel for the end of its claim.
     pub fn name(&self, key: Key) -> String {
         use std::fmt::Write;
         let mut name = self.prefix.clone();
@@ -228,12 +234,12 @@ impl Settings {
         rest.is_empty().then_some(Key(bytes.try_into().ok()?))
     }
 
-    /// The command that says who this is.
+    /// The login command.
     fn write_login(&self, out: &mut Vec<u8>) -> bool {
         let Some(Login { username, password }) = &self.login else { return false };
         match username {
-            Some(username) => wire::write(out, &[b"AUTH", username.as_bytes(), &password.0]),
-            None => wire::write(out, &[b"AUTH", &password.0]),
+            Some(username) => resp::write(out, &[b"AUTH", username.as_bytes(), &password.0]),
+            None => resp::write(out, &[b"AUTH", &password.0]),
         }
         true
     }

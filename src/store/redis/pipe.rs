@@ -1,27 +1,27 @@
-//! The connection for commands: written one behind the other, answered in the same order.
+//! The connection for commands: pipelined, with replies in the same order.
 
 use super::clock::Clock;
-use super::link::Link;
+use super::reconnect::Reconnect;
+use super::resp::{self, Decoder, Frame};
 use super::script::{self, Form, Reaction, Read, Scripts};
-use super::wire::{self, Decoder, Frame};
-use super::{Event, Line, Settings, Ticket};
+use super::{CommandId, Connection, Event, Settings};
 use crate::record::{Kept, Token};
 use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
 use std::collections::VecDeque;
 
-/// Claims under way at once. Redis answers ten thousand in the default timeout: more than this would
-/// only be queued to be late.
+/// Claims in flight. Redis answers ten thousand in the default timeout: more than this would only wait until
+/// they are late.
 const MOST_CLAIMS: usize = 1024;
 
-/// Commands under way at once. The second half is for those that extend and end claims: a crowd of new
-/// requests must not cost the running ones their records.
+/// Commands in flight. The second half is for commands that extend and end claims: a crowd of new requests
+/// must not cost the running ones their records.
 const MOST_COMMANDS: usize = 2 * MOST_CLAIMS;
 
-/// Bytes of answers under way at once, eight of the largest: what a hanging Redis can cost a worker.
+/// Bytes of answers in flight, eight of the largest: the memory that a hanging Redis can cost a worker.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
-/// A pipe, or the lack of one.
+/// A pipe, open or closed.
 ///
 /// ```text
 ///            ask               opened                     closed, broken, silent
@@ -30,26 +30,25 @@ const MOST_BYTES: usize = 64 * 1024 * 1024;
 ///     └───────────────────── a pause with jitter ◀──────────────────────┘
 /// ```
 ///
-/// A connection that breaks does not fail the commands on it: they are sent again on the next, as long
-/// as their time is not over. Each carries its token, so one that was carried out and whose reply was
-/// lost recognises itself.
+/// When a connection breaks, its commands do not fail: they are sent again on the next, until their timeout.
+/// Each carries its token, so a command that was carried out and whose reply was lost is recognised.
 #[derive(Debug)]
 pub(super) struct Pipe {
     settings: Settings,
     scripts: Scripts,
     clock: Clock,
-    link: Link,
+    reconnect: Reconnect,
     decoder: Decoder,
     /// Replies to expect before those of commands.
     greetings: VecDeque<Greeting>,
-    /// In the order of their replies. Those that were sent come first; with an open pipe, all were.
+    /// In the order of their replies. Sent commands come first; with an open pipe, all were sent.
     waiting: VecDeque<Waiting>,
     bytes: usize,
-    /// No command is late before: the earliest deadline when this was last looked at. All commands have the
-    /// same time, so one that is asked later is late later.
+    /// No command is late before this: the earliest deadline at the last check. All commands have the same
+    /// timeout, so a later command is late later.
     late_at: Option<Timestamp>,
     policy_known: bool,
-    /// It was told already.
+    /// The refused login was logged already.
     login_refused: bool,
 }
 
@@ -62,21 +61,21 @@ enum Greeting {
 /// A command that has no reply yet.
 #[derive(Debug)]
 struct Waiting {
-    ticket: Ticket,
+    id: CommandId,
     token: Token,
-    /// `None`: it was late and has failed; its reply, when it comes, is dropped.
+    /// `None`: it was late and has failed; its reply is dropped when it comes.
     command: Option<Command>,
     deadline: Timestamp,
     /// On this connection.
     sent_at: Option<Timestamp>,
     /// On this connection or an earlier one.
     ever_sent: bool,
-    /// Redis has said that it came too late, although it is in time by this clock.
+    /// Redis has replied that it came too late, although it is in time by this clock.
     too_late: bool,
 }
 
 impl Waiting {
-    /// What an end without a reply means.
+    /// The error for an end without a reply.
     fn error(&self, why: &'static str) -> StoreError {
         if self.ever_sent { StoreError::Unanswered(why) } else { StoreError::Unavailable(why) }
     }
@@ -88,7 +87,7 @@ impl Pipe {
             settings,
             scripts: Scripts::new(),
             clock: Clock::default(),
-            link: Link::new(seed),
+            reconnect: Reconnect::new(seed),
             decoder: Decoder::default(),
             greetings: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -99,10 +98,10 @@ impl Pipe {
         }
     }
 
-    pub(super) fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+    pub(super) fn ask(&mut self, id: CommandId, command: Command, now: Timestamp) -> Vec<Event> {
         let refuse =
-            |command, why| vec![Event::Replied(ticket, command, Err(StoreError::Unavailable(why)))];
-        if self.link.is_down(now) {
+            |command, why| vec![Event::Replied(id, command, Err(StoreError::Unavailable(why)))];
+        if self.reconnect.is_down(now) {
             return refuse(command, "Redis cannot be reached");
         }
         let bytes = self.bytes.saturating_add(size(&command));
@@ -120,11 +119,11 @@ impl Pipe {
         let mut events = Vec::new();
         let mut sent_at = None;
         let deadline = now.after(self.settings.timeout);
-        if self.link.is_open() {
+        if self.reconnect.is_open() {
             events.push(self.write(&command, Form::Digest, deadline));
             sent_at = Some(now);
-        } else if self.link.begin(now) {
-            events.push(Event::Open(Line::Commands));
+        } else if self.reconnect.begin(now) {
+            events.push(Event::Open(Connection::Commands));
         }
         if self.waiting.is_empty() {
             self.late_at = None;
@@ -132,7 +131,7 @@ impl Pipe {
         self.late_at.get_or_insert(deadline);
         let ever_sent = sent_at.is_some();
         self.waiting.push_back(Waiting {
-            ticket,
+            id,
             token: command.token(),
             command: Some(command),
             deadline,
@@ -144,13 +143,13 @@ impl Pipe {
     }
 
     pub(super) fn opened(&mut self, now: Timestamp) -> Vec<Event> {
-        self.link.opened(now);
+        self.reconnect.opened(now);
         let mut out = Vec::new();
         if self.settings.write_login(&mut out) {
             self.greetings.push_back(Greeting::Login);
         }
         if !self.policy_known {
-            wire::write(&mut out, &[b"CONFIG", b"GET", b"maxmemory-policy"]);
+            resp::write(&mut out, &[b"CONFIG", b"GET", b"maxmemory-policy"]);
             self.greetings.push_back(Greeting::Policy);
         }
         for waiting in &mut self.waiting {
@@ -162,15 +161,15 @@ impl Pipe {
                 waiting.ever_sent = true;
             }
         }
-        if out.is_empty() { Vec::new() } else { vec![Event::Write(Line::Commands, out)] }
+        if out.is_empty() { Vec::new() } else { vec![Event::Write(Connection::Commands, out)] }
     }
 
     pub(super) fn received(&mut self, bytes: &[u8], now: Timestamp) -> Vec<Event> {
-        if !self.link.is_open() {
-            // Of a connection that was given up.
+        if !self.reconnect.is_open() {
+            // From a connection that was given up.
             return Vec::new();
         }
-        self.link.heard(now);
+        self.reconnect.heard(now);
         self.decoder.push(bytes);
         let mut events = Vec::new();
         loop {
@@ -182,8 +181,8 @@ impl Pipe {
                     }
                 }
                 Ok(None) => return events,
-                Err(wire::Broken) => {
-                    events.push(Event::Warn("Redis sent what is no RESP2".to_owned()));
+                Err(resp::Broken) => {
+                    events.push(Event::Warn("Redis sent bytes that are not RESP2".to_owned()));
                     self.reopen(now, &mut events);
                     return events;
                 }
@@ -202,26 +201,26 @@ impl Pipe {
         let mut events = Vec::new();
         self.fail_late(now, &mut events);
         if self.silent_at().is_some_and(|silent_at| silent_at <= now) {
-            // It was missed, even if all that missed it have given up by now.
-            events.push(Event::Close(Line::Commands));
+            // Commands waited for it, even if all of them have failed by now.
+            events.push(Event::Close(Connection::Commands));
             self.gone(true, now, &mut events);
         }
-        if !self.waiting.is_empty() && self.link.begin(now) {
-            events.push(Event::Open(Line::Commands));
+        if !self.waiting.is_empty() && self.reconnect.begin(now) {
+            events.push(Event::Open(Connection::Commands));
         }
         events
     }
 
     pub(super) fn alarm(&self) -> Option<Timestamp> {
         let late = self.late_at.filter(|_| !self.waiting.is_empty());
-        let retry = self.link.retry_at().filter(|_| !self.waiting.is_empty());
+        let retry = self.reconnect.retry_at().filter(|_| !self.waiting.is_empty());
         late.into_iter().chain(self.silent_at()).chain(retry).min()
     }
 
-    /// When the pipe is given up: the oldest reply is late, and nothing at all has come meanwhile. One
-    /// that still talks is merely slow, and a new connection would not be faster.
+    /// When the pipe is given up: the oldest reply is late, and no bytes have come meanwhile. A Redis that
+    /// still sends is only slow, and a new connection would not be faster.
     fn silent_at(&self) -> Option<Timestamp> {
-        let last_sign = self.link.last_sign()?;
+        let last_sign = self.reconnect.last_sign()?;
         let sent_at = self.waiting.front().and_then(|waiting| waiting.sent_at)?;
         Some(last_sign.max(sent_at).after(self.settings.timeout))
     }
@@ -230,20 +229,20 @@ impl Pipe {
         let mut out = Vec::new();
         let name = self.settings.name(command.key());
         self.scripts.write(&mut out, &name, command, form, self.clock.there(deadline));
-        Event::Write(Line::Commands, out)
+        Event::Write(Connection::Commands, out)
     }
 
-    /// Takes the next reply; false if the connection is of no use any more.
+    /// Takes the next reply; false if the connection must be closed.
     fn reply(&mut self, frame: Frame, now: Timestamp, events: &mut Vec<Event>) -> bool {
         if let Some(greeting) = self.greetings.pop_front() {
             return self.greeted(greeting, &frame, events);
         }
         let Some(waiting) = self.waiting.pop_front() else {
-            events.push(Event::Warn("Redis replied to a question that nobody asked".to_owned()));
+            events.push(Event::Warn("Redis sent a reply that no command waits for".to_owned()));
             return false;
         };
         let Some(command) = waiting.command else {
-            // Nobody waits for it, but it must be the reply to this command and no other.
+            // The command has failed already, but this must be the reply to it and to no other.
             return match frame {
                 Frame::BulkString(reply) => reply.starts_with(&script::tag(waiting.token)),
                 Frame::Error(_) => true,
@@ -251,7 +250,7 @@ impl Pipe {
             };
         };
         if !matches!(&frame, Frame::Error(_)) {
-            self.link.proved();
+            self.reconnect.proved();
             self.login_refused = false;
         }
         let (reply, usable) = match script::read(&command, frame, now) {
@@ -268,9 +267,9 @@ impl Pipe {
             Err(Reaction::TooLate(time)) => {
                 self.clock.hear(time, now);
                 if waiting.too_late || waiting.deadline <= now {
-                    (Err(StoreError::Unavailable("the claim came to Redis too late")), true)
+                    (Err(StoreError::Unavailable("the claim reached Redis too late")), true)
                 } else {
-                    // What was known of Redis's clock was wrong: it is another Redis, or its clock was set.
+                    // The estimate of Redis's clock was wrong: it is another Redis, or its clock was set.
                     let waiting = Waiting { command: Some(command), too_late: true, ..waiting };
                     self.again(waiting, Form::Digest, now, events);
                     return true;
@@ -280,7 +279,7 @@ impl Pipe {
             Err(Reaction::Reopen(error)) => (Err(error), false),
         };
         self.bytes = self.bytes.saturating_sub(size(&command));
-        events.push(Event::Replied(waiting.ticket, command, reply));
+        events.push(Event::Replied(waiting.id, command, reply));
         usable
     }
 
@@ -296,7 +295,7 @@ impl Pipe {
         match (greeting, frame) {
             (Greeting::Login, Frame::Error(error)) => {
                 if !std::mem::replace(&mut self.login_refused, true) {
-                    // Redis's words name no password.
+                    // Redis's error names no password.
                     events.push(Event::Warn(format!("Redis refuses the login: {error}")));
                 }
                 false
@@ -317,13 +316,13 @@ impl Pipe {
                 if let Some(policy) = evicts {
                     let policy = String::from_utf8_lossy(policy);
                     events.push(Event::WarnOnce(format!(
-                        "Redis has maxmemory-policy {policy}: it may drop claims and answers, and \
-                         what was dropped runs again; set noeviction"
+                        "Redis has maxmemory-policy {policy}: it may evict claims and answers, and \
+                         their requests may run again; set noeviction"
                     )));
                 }
                 true
             }
-            // Not everybody may ask.
+            // Not every user has the right to ask.
             (Greeting::Policy, Frame::Error(_)) => {
                 self.policy_known = true;
                 true
@@ -347,18 +346,18 @@ impl Pipe {
             if let Some(command) = waiting.command.take() {
                 self.bytes = self.bytes.saturating_sub(size(&command));
                 let error = waiting.error("Redis did not answer in time");
-                events.push(Event::Replied(waiting.ticket, command, Err(error)));
+                events.push(Event::Replied(waiting.id, command, Err(error)));
             }
         }
-        // What was never sent has no reply to be dropped.
+        // A command that was never sent has no reply to drop.
         self.waiting.retain(|waiting| waiting.command.is_some() || waiting.sent_at.is_some());
-        // Not that of the first in line: one that was sent again as text stands behind younger ones.
+        // Not only the first in line: a command that was sent again as text stands behind younger ones.
         let live = self.waiting.iter().filter(|waiting| waiting.command.is_some());
         self.late_at = live.map(|waiting| waiting.deadline).min();
     }
 
     fn reopen(&mut self, now: Timestamp, events: &mut Vec<Event>) {
-        events.push(Event::Close(Line::Commands));
+        events.push(Event::Close(Connection::Commands));
         let missed = self.is_missed();
         self.gone(missed, now, events);
     }
@@ -367,7 +366,7 @@ impl Pipe {
         self.waiting.iter().any(|waiting| waiting.command.is_some())
     }
 
-    /// The connection is no more; what waits is sent again on the next, unless there is no hope of one.
+    /// The connection is closed. Its commands are sent again on the next, unless none can be expected.
     fn gone(&mut self, missed: bool, now: Timestamp, events: &mut Vec<Event>) {
         self.decoder = Decoder::default();
         self.greetings.clear();
@@ -375,20 +374,20 @@ impl Pipe {
             waiting.sent_at = None;
             waiting.command.is_some()
         });
-        self.link.closed(missed, now);
-        if self.link.is_down(now) {
+        self.reconnect.closed(missed, now);
+        if self.reconnect.is_down(now) {
             self.bytes = 0;
             for waiting in self.waiting.drain(..) {
                 let error = waiting.error("Redis cannot be reached");
                 if let Some(command) = waiting.command {
-                    events.push(Event::Replied(waiting.ticket, command, Err(error)));
+                    events.push(Event::Replied(waiting.id, command, Err(error)));
                 }
             }
         }
     }
 }
 
-/// What a command takes in memory beyond a few words.
+/// Memory of a command, beyond its fixed size.
 fn size(command: &Command) -> usize {
     match command {
         Command::Complete { kept: Kept::Answer(answer), .. } => {

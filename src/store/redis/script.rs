@@ -1,20 +1,20 @@
-//! One script a transition: how it is called, and what its reply means.
+//! One script per transition: its call, and the meaning of its reply.
 //!
-//! A script does to the record under its one key what [`life`](crate::store::life) says, with Redis's own
-//! clock, and in one step that nothing comes between. Its reply is one bulk string:
+//! A script changes the record under its one key as [`transitions`](crate::store::transitions) defines,
+//! atomically and by Redis's own clock. Its reply is one bulk string:
 //!
 //! | reply | to | |
 //! |---|---|---|
-//! | `C`, Redis's time (8 bytes), attempt (4 bytes) | claim | the key is yours |
+//! | `C`, Redis's time (8 bytes), attempt (4 bytes) | claim | the request owns the key |
 //! | `E`, Redis's time (8 bytes), record | claim | the key is taken |
 //! | `L`, Redis's time (8 bytes) | claim | it came too late; nothing was changed |
 //! | `D` | the others | done |
-//! | `N` | the others | the record is not yours |
+//! | `N` | the others | the record belongs to another token |
 //!
-//! Before all of them stand four bytes of the token that asked. A reply that has others answers another
-//! command, and so would all that follow: one caller would get the answer of the next.
+//! Each reply begins with four bytes of the command's token. A reply with other bytes answers another
+//! command, and so would all that follow: one caller would get another caller's answer.
 
-use super::wire::{self, Frame};
+use super::resp::{self, Frame};
 use crate::key::Fingerprint;
 use crate::record::codec::{self, append_answer, encode_head};
 use crate::record::{Head, Kept, Record, State, Token};
@@ -23,15 +23,15 @@ use crate::time::{Timestamp, WallTime};
 use sha1::{Digest, Sha1};
 use std::time::Duration;
 
-/// How long the count of attempts outlives the doubt it is about. It only tells the origin that an earlier
-/// attempt may have run; a day is longer than clients retry, and 80 bytes a key are little for it.
+/// How long the count of attempts outlives the unknown outcome. It is used only to give the origin the right
+/// `Idempotency-Attempt`. A day is longer than clients retry, and costs only 80 bytes per key.
 const ATTEMPTS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// A script and its name at Redis.
 #[derive(Debug)]
 struct Script {
     text: String,
-    /// SHA-1 in hex: what `EVALSHA` wants.
+    /// SHA-1 in hex, for `EVALSHA`.
     digest: String,
 }
 
@@ -48,30 +48,30 @@ pub(super) struct Scripts {
 /// How a script is named in a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// `EVALSHA`: by its digest. Redis may have forgotten it, or never known.
+    /// `EVALSHA`: by its digest. Redis may have forgotten the script, or never had it.
     Digest,
-    /// `EVAL`: by its text, which Redis remembers then.
+    /// `EVAL`: by its text, which Redis then remembers.
     Text,
 }
 
-/// What a script has replied.
+/// The reply of a script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Read {
     pub(super) reply: Reply,
-    /// Redis's time, if the reply says it.
+    /// Redis's time, if the reply has it.
     pub(super) time: Option<Timestamp>,
 }
 
-/// What to do about a reply that is none of the script's.
+/// How to react to a reply that is not the script's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reaction {
-    /// A claim came too late by Redis's clock, which says this.
+    /// A claim came too late by Redis's clock, which is at this time.
     TooLate(Timestamp),
     /// Call it again by its text.
     SendText,
-    /// The command has failed; the connection is as good as before.
+    /// The command has failed; the connection is still usable.
     Fail(StoreError),
-    /// The command has failed, and so will others on this connection.
+    /// The command has failed, and others on this connection will fail too.
     Reopen(StoreError),
 }
 
@@ -93,8 +93,8 @@ impl Scripts {
         }
     }
 
-    /// The parts of the call that carries `command` out on `key`; a claim not after this time by Redis's
-    /// clock, if that is known.
+    /// The parts of the call that runs `command` on `key`; a claim gets its deadline by Redis's clock, if
+    /// that is known.
     pub(super) fn parts(
         &self,
         key: &str,
@@ -108,7 +108,7 @@ impl Scripts {
                 let lease_until = Timestamp::default();
                 let state = State::Ongoing { lease_until, unknown_for: *unknown_for };
                 let head = encode_head(&draft(*token, *fingerprint, state));
-                // Zero is "nobody knows".
+                // Zero means that the deadline is not known.
                 let not_after = not_after.map_or(0, |time| time.as_millis().max(1)).to_string();
                 (&self.claim, vec![head.to_vec(), millis(lease), not_after.into_bytes()])
             }
@@ -140,7 +140,7 @@ impl Scripts {
         parts
     }
 
-    /// Writes the call behind what is in `out`.
+    /// Appends the call to `out`.
     pub(super) fn write(
         &self,
         out: &mut Vec<u8>,
@@ -151,16 +151,16 @@ impl Scripts {
     ) {
         let parts = self.parts(key, command, form, not_after);
         let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
-        wire::write(out, &parts);
+        resp::write(out, &parts);
     }
 }
 
-/// A head of which the script fills in the rest.
+/// A head whose remaining fields the script fills in.
 fn draft(token: Token, fingerprint: Fingerprint, state: State<()>) -> Head {
     Head { token, fingerprint, attempt: 0, first_seen: WallTime::default(), state }
 }
 
-/// Where the fields of a record begin, as Lua counts, and what its states are called: the codec's words,
+/// The offsets of a record's fields, as Lua counts, and the letters of its states. They come from the codec,
 /// so that no script has its own.
 fn prelude() -> String {
     let from = |at: usize| at.saturating_add(1);
@@ -191,7 +191,7 @@ fn prelude() -> String {
     )
 }
 
-/// What a reply to `command` means; `now` is when it came.
+/// The meaning of a reply to `command`; `now` is when it came.
 pub(super) fn read(command: &Command, frame: Frame, now: Timestamp) -> Result<Read, Reaction> {
     let reply = match frame {
         Frame::BulkString(reply) => reply,
@@ -232,7 +232,7 @@ pub(super) fn read(command: &Command, frame: Frame, now: Timestamp) -> Result<Re
             | Command::MarkUnknown { .. },
             b'N',
         ) => plain(Reply::NotOwner),
-        // A reply to another command: so would be all that follow.
+        // A reply to another command: all that follow would be wrong too.
         (
             Command::Claim { .. }
             | Command::Extend { .. }
@@ -244,13 +244,13 @@ pub(super) fn read(command: &Command, frame: Frame, now: Timestamp) -> Result<Re
     }
 }
 
-/// What a reply to this token begins with.
+/// The first bytes of a reply to this token.
 pub(super) fn tag(token: Token) -> [u8; 4] {
     let [a, b, c, d, ..] = token.0;
     [a, b, c, d]
 }
 
-/// Redis's time at the head of a reply, and the rest of it.
+/// Redis's time at the start of a reply, and the rest of it.
 fn timed(reply: &[u8]) -> Result<(Timestamp, &[u8]), Reaction> {
     let (time, rest) = reply.split_first_chunk().ok_or(foreign())?;
     Ok((Timestamp::from_millis(u64::from_be_bytes(*time)), rest))
@@ -260,9 +260,9 @@ fn foreign() -> Reaction {
     Reaction::Reopen(StoreError::Unanswered(FOREIGN))
 }
 
-const FOREIGN: &str = "Redis gave the reply to another command";
+const FOREIGN: &str = "Redis sent the reply to another command";
 
-/// A record's deadline is a point in Redis's time. What remains of it is the same everywhere.
+/// A record's deadline is in Redis's time. The remaining time is the same everywhere.
 fn by_our_clock(record: Record, there: Timestamp, now: Timestamp) -> Record {
     let ours = |deadline: Timestamp| now.after(there.until(deadline));
     let state = match record.state {
@@ -277,12 +277,12 @@ fn by_our_clock(record: Record, there: Timestamp, now: Timestamp) -> Record {
     Record { state, ..record }
 }
 
-/// What an error of Redis is answered by: the word it begins with decides (Redis docs, "RESP protocol
-/// description", simple errors). Wrongly taken for the record's, an error costs a needless 503 as well.
+/// The reaction to an error of Redis: its first word decides (Redis docs, "RESP protocol description", simple
+/// errors). If an error is wrongly taken as the record's, the cost is only a needless 503.
 pub(super) fn reaction(error: &str) -> Reaction {
     let fail = |why| Reaction::Fail(StoreError::Unavailable(why));
     let reopen = |why| Reaction::Reopen(StoreError::Unavailable(why));
-    // Before Redis 7, what goes wrong in a script is told in the middle of an ERR.
+    // Before Redis 7, an error in a script is reported in the middle of an ERR.
     if error.contains("WRONGTYPE") {
         return Reaction::Fail(StoreError::Unreadable("the key holds another type of value"));
     }
@@ -292,24 +292,24 @@ pub(super) fn reaction(error: &str) -> Reaction {
         "OOM" => fail("Redis is out of memory"),
         "LOADING" => fail("Redis is loading its data"),
         "BUSY" => fail("Redis is busy with a script"),
-        "TRYAGAIN" => fail("Redis Cluster moves the key"),
+        "TRYAGAIN" => fail("Redis Cluster is moving the key"),
         "CLUSTERDOWN" => fail("Redis Cluster is down"),
         "NOREPLICAS" => fail("Redis has too few replicas to write"),
-        "MISCONF" => fail("Redis cannot save its data and takes no writes"),
+        "MISCONF" => fail("Redis cannot save its data and refuses writes"),
         "NOPERM" => fail("the Redis user may not run the scripts"),
         "MOVED" | "ASK" => fail("the key is on another node: Redis Cluster needs redis_proxy"),
-        // Envoy's redis_proxy, which has no code for it.
+        // Envoy's redis_proxy, which has no error code for it.
         "upstream" => Reaction::Fail(StoreError::Unanswered("redis_proxy has lost the key's node")),
-        // A failover: the name may lead to the new primary.
+        // A failover: the name may now lead to the new primary.
         "READONLY" => reopen("Redis is a replica"),
         "MASTERDOWN" => reopen("Redis is a replica without its primary"),
-        "NOAUTH" => reopen("Redis wants a password"),
-        "WRONGPASS" => reopen("Redis does not take the user and password"),
-        _ => fail("Redis gave an error that this filter does not know"),
+        "NOAUTH" => reopen("Redis requires a password"),
+        "WRONGPASS" => reopen("Redis refuses the user and password"),
+        _ => fail("Redis sent an unknown error"),
     }
 }
 
-/// What the scripts say of a record, in the codec's words.
+/// The script's reason why a record is unreadable, as the codec's text.
 fn unreadable(error: &str) -> &'static str {
     use codec::CodecError::{Short, State, Version};
     let said = |known: &codec::CodecError| error.contains(known.as_str());
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_is_taken_only_for_what_the_command_can_get() {
+    fn a_reply_is_accepted_only_if_the_command_can_get_it() {
         let time = Some(Timestamp::from_millis(5));
         let claimed = Reply::Claimed { attempt: 2 };
         assert_eq!(
@@ -391,7 +391,7 @@ mod tests {
             (claim(), Frame::Integer(1)),
             (extend(), reply(b"C\0\0\0\0\0\0\0\x05\0\0\0\x01")),
             (extend(), Frame::SimpleString(b"OK".to_vec())),
-            // What another token was answered.
+            // The reply to another token.
             (extend(), bulk(b"\x01\x01\x01\x02D")),
             (claim(), bulk(b"\x02\x01\x01\x01C\0\0\0\0\0\0\0\x05\0\0\0\x01")),
         ] {
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_told_by_our_clock() {
+    fn a_deadline_is_converted_to_our_clock() {
         let record = Record {
             token: Token([1; 16]),
             fingerprint: Fingerprint([2; 32]),
@@ -447,9 +447,7 @@ mod tests {
             ),
             (
                 "ERR unknown command",
-                Reaction::Fail(StoreError::Unavailable(
-                    "Redis gave an error that this filter does not know",
-                )),
+                Reaction::Fail(StoreError::Unavailable("Redis sent an unknown error")),
             ),
         ] {
             assert_eq!(reaction(error), wanted, "{error}");

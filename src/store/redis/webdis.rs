@@ -1,19 +1,19 @@
-//! Redis by way of Webdis, a server that speaks HTTP: one call a command.
+//! Redis through Webdis, a server that speaks HTTP: one call per command.
 //!
 //! `PUT /EVALSHA/DIGEST/1/KEY/….raw` carries the last part of the command as the body, byte for byte, and
 //! `.raw` asks for Redis's own reply (Webdis README, "File upload" and "Raw output").
 
 use super::clock::Clock;
+use super::resp::Decoder;
 use super::script::{self, Form, Reaction, Read, Scripts};
-use super::wire::Decoder;
-use super::{Call, Event, Settings, Ticket};
+use super::{Call, CommandId, Event, Settings};
 use crate::store::{Command, StoreError};
 use crate::time::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use std::collections::HashMap;
 
-/// Commands under way at once: as many connections to Webdis, which Envoy's own circuit breaker bounds at
-/// 1,024 requests.
+/// Commands in flight: as many connections to Webdis, which Envoy's own circuit breaker bounds at 1,024
+/// requests.
 const MOST_COMMANDS: usize = 1024;
 
 /// Calls that have no answer yet.
@@ -22,14 +22,14 @@ pub(super) struct Webdis {
     settings: Settings,
     scripts: Scripts,
     clock: Clock,
-    waiting: HashMap<Ticket, Waiting>,
+    waiting: HashMap<CommandId, Waiting>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     command: Command,
     deadline: Timestamp,
-    /// Redis has said that it came too late, although it is in time by this clock.
+    /// Redis has replied that it came too late, although it is in time by this clock.
     too_late: bool,
 }
 
@@ -39,62 +39,61 @@ impl Webdis {
         Self { settings, scripts, clock, waiting: HashMap::new() }
     }
 
-    pub(super) fn ask(&mut self, ticket: Ticket, command: Command, now: Timestamp) -> Vec<Event> {
+    pub(super) fn ask(&mut self, id: CommandId, command: Command, now: Timestamp) -> Vec<Event> {
         if self.waiting.len() >= MOST_COMMANDS {
             let error = StoreError::Unavailable("too many commands are under way");
-            return vec![Event::Replied(ticket, command, Err(error))];
+            return vec![Event::Replied(id, command, Err(error))];
         }
         let deadline = now.after(self.settings.timeout);
         let waiting = Waiting { command, deadline, too_late: false };
-        let event = self.call(ticket, &waiting, Form::Digest, now);
-        self.waiting.insert(ticket, waiting);
+        let event = self.call(id, &waiting, Form::Digest, now);
+        self.waiting.insert(id, waiting);
         vec![event]
     }
 
     pub(super) fn called(
         &mut self,
-        ticket: Ticket,
+        id: CommandId,
         status: u16,
         body: &[u8],
         now: Timestamp,
     ) -> Vec<Event> {
-        let Some(mut waiting) = self.waiting.remove(&ticket) else { return Vec::new() };
+        let Some(mut waiting) = self.waiting.remove(&id) else { return Vec::new() };
         match reply(&waiting.command, status, body, now) {
             Ok(Read { reply, time }) => {
                 if let Some(time) = time {
                     self.clock.hear(time, now);
                 }
-                vec![Event::Replied(ticket, waiting.command, Ok(reply))]
+                vec![Event::Replied(id, waiting.command, Ok(reply))]
             }
             Err(Reaction::TooLate(time)) if now < waiting.deadline && !waiting.too_late => {
                 self.clock.hear(time, now);
                 waiting.too_late = true;
-                let event = self.call(ticket, &waiting, Form::Digest, now);
-                self.waiting.insert(ticket, waiting);
+                let event = self.call(id, &waiting, Form::Digest, now);
+                self.waiting.insert(id, waiting);
                 vec![event]
             }
             Err(Reaction::TooLate(time)) => {
                 self.clock.hear(time, now);
-                let late = StoreError::Unavailable("the claim came to Redis too late");
-                vec![Event::Replied(ticket, waiting.command, Err(late))]
+                let late = StoreError::Unavailable("the claim reached Redis too late");
+                vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::SendText) if now < waiting.deadline => {
-                let event = self.call(ticket, &waiting, Form::Text, now);
-                self.waiting.insert(ticket, waiting);
+                let event = self.call(id, &waiting, Form::Text, now);
+                self.waiting.insert(id, waiting);
                 vec![event]
             }
             Err(Reaction::SendText) => {
-                let late =
-                    StoreError::Unavailable("Redis took its time to say that it knows no script");
-                vec![Event::Replied(ticket, waiting.command, Err(late))]
+                let late = StoreError::Unavailable("Redis was slow to report an unknown script");
+                vec![Event::Replied(id, waiting.command, Err(late))]
             }
             Err(Reaction::Fail(error) | Reaction::Reopen(error)) => {
-                vec![Event::Replied(ticket, waiting.command, Err(error))]
+                vec![Event::Replied(id, waiting.command, Err(error))]
             }
         }
     }
 
-    fn call(&self, ticket: Ticket, waiting: &Waiting, form: Form, now: Timestamp) -> Event {
+    fn call(&self, id: CommandId, waiting: &Waiting, form: Form, now: Timestamp) -> Event {
         let name = self.settings.name(waiting.command.key());
         let mut parts =
             self.scripts.parts(&name, &waiting.command, form, self.clock.there(waiting.deadline));
@@ -106,11 +105,11 @@ impl Webdis {
         }
         path.push_str(".raw");
         let timeout = now.until(waiting.deadline);
-        Event::Call(ticket, Call { method: "PUT", path, body, timeout })
+        Event::Call(id, Call { method: "PUT", path, body, timeout })
     }
 }
 
-/// Envoy's words for a request that went nowhere (Envoy docs, "Response code details").
+/// Envoy's texts for a request that was not sent (Envoy docs, "Response code details").
 const NOT_SENT: [&[u8]; 2] = [b"connection failure", b"no healthy upstream"];
 
 fn contains(text: &[u8], wanted: &[u8]) -> bool {
@@ -121,23 +120,23 @@ fn reply(command: &Command, status: u16, body: &[u8], now: Timestamp) -> Result<
     let fail = |why| Reaction::Fail(StoreError::Unanswered(why));
     match status {
         200 => {}
-        // Webdis's own, without a word, when it has no Redis; Envoy's, when it has no Webdis. Envoy says as
-        // well when a connection broke that was there: the command may have been carried out then.
+        // Webdis sends this without a body when it has no Redis; Envoy sends it when it has no Webdis. Envoy
+        // also sends it when an existing connection broke: the command may have been carried out then.
         503 if body.is_empty() || NOT_SENT.iter().any(|said| contains(body, said)) => {
             let why = "Webdis or its Redis cannot be reached";
             return Err(Reaction::Fail(StoreError::Unavailable(why)));
         }
-        // What Envoy makes of no answer.
-        0 => return Err(fail("Webdis has cut the connection")),
+        // How Envoy reports a missing answer.
+        0 => return Err(fail("Webdis closed the connection")),
         504 => return Err(fail("Redis did not answer in time")),
-        _ => return Err(fail("Webdis gave an answer that this filter does not know")),
+        _ => return Err(fail("Webdis answered with an unexpected status")),
     }
     let mut decoder = Decoder::default();
     decoder.push(body);
     match decoder.next() {
         Ok(Some(frame)) => script::read(command, frame, now),
-        Ok(None) => Err(fail("Webdis cut a reply short")),
-        Err(_) => Err(fail("Webdis sent what is no RESP2")),
+        Ok(None) => Err(fail("Webdis sent an incomplete reply")),
+        Err(_) => Err(fail("Webdis sent bytes that are not RESP2")),
     }
 }
 

@@ -1,22 +1,22 @@
-//! What the table has under a key, as a value and as bytes.
+//! The table's entry for a key, as a value and as bytes.
 
 use crate::key::Key;
 use crate::record::codec::{HEAD_LEN, decode_head, encode_head};
 use crate::record::{Head, Kept, State, Token};
 use crate::store::StoreError;
-use crate::store::life::{Worth, worth};
+use crate::store::transitions::{EvictionPriority, eviction_priority};
 use crate::time::Timestamp;
 
 /// Why the table has a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It was decided here, and no other store knows of it: the table is the only store, or the shared store
-    /// has failed and the rule says `local`. The truth, as long as it lives.
+    /// It was decided here, and no other store knows it: the table is the only store, or the shared store has
+    /// failed and the rule says `local`. Authoritative as long as it lives.
     LocalOnly,
     /// A claim that the shared store gave to a request of this Envoy, or its end that the shared store has
-    /// not taken yet. The truth, as long as it lives.
+    /// not taken yet. Authoritative as long as it lives.
     Own,
-    /// A claim or an unknown outcome at the shared store, as it was when somebody looked.
+    /// A claim or an unknown outcome at the shared store, at the time of the last lookup.
     Snapshot,
     /// A finished record of the shared store.
     Cached,
@@ -40,47 +40,47 @@ impl Kind {
 pub struct Known {
     /// Why it is here.
     pub kind: Kind,
-    /// The record. Its deadline is its own: past the time for which a snapshot or a cached record is good,
-    /// it is still what this Envoy knows should the shared store fail.
+    /// The record. Its deadline is its own: when a snapshot or a cached record is no longer good enough, this
+    /// Envoy still uses it if the shared store fails.
     pub head: Head,
-    /// When the shared store said so. Not read for [`Kind::LocalOnly`].
+    /// The time of the shared store's reply. Not read for [`Kind::LocalOnly`].
     pub seen_at: Timestamp,
-    /// Since when this Envoy knows of this claim. Not read for [`Kind::LocalOnly`].
+    /// Since when this Envoy knows this claim. Not read for [`Kind::LocalOnly`].
     pub since: Timestamp,
 }
 
-/// A question to the shared store that is on its way. It stands beside what is known and never in its place.
+/// A lookup in flight to the shared store. It stands beside the known record and never replaces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asking {
-    /// That of the claim that asks.
+    /// The token of the claim that asks.
     pub token: Token,
-    /// When nobody waits for it any more: its asker may be gone.
+    /// When other requests stop waiting for it: its request may have died.
     pub until: Timestamp,
-    /// Somebody else has met it and waits for its answer.
+    /// Another request waits for its reply.
     pub met: bool,
 }
 
-/// Who is to look again, for what they wait for has changed.
+/// Which waiting requests check again, because what they wait for has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wake {
     /// Requests that wait for the end of a claim.
     pub waiters: bool,
-    /// Requests that wait for the answer to a question. Not the same: who waits for a claim must not be woken
-    /// by every look at it, for being woken it looks itself.
+    /// Requests that wait for the reply to a lookup. A different group: a request that waits for a claim must
+    /// not be woken by every lookup, because when it is woken it looks up the key itself.
     pub askers: bool,
 }
 
 impl Wake {
-    /// Nobody.
+    /// None.
     pub const NOBODY: Self = Self { waiters: false, askers: false };
 }
 
-/// All that the table has under a key.
+/// Everything that the table has under a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Knowledge {
     /// The record.
     pub known: Option<Known>,
-    /// The question.
+    /// The lookup in flight.
     pub asking: Option<Asking>,
 }
 
@@ -90,24 +90,26 @@ impl Knowledge {
         self.known.as_ref().map(|known| &known.head)
     }
 
-    /// Nothing is left to keep.
+    /// Neither record nor lookup is left.
     pub fn is_empty(&self) -> bool {
         self.known.is_none() && self.asking.is_none()
     }
 
-    /// What is lost when it goes.
-    pub(super) fn worth(&self, now: Timestamp) -> Worth {
-        let known = self.known.as_ref().map_or(Worth::Nothing, |known| {
-            match (worth(&known.head, now), known.kind) {
-                (Worth::Claim, Kind::Snapshot | Kind::Cached) => Worth::Snapshot,
-                (worth, _) => worth,
+    /// What is lost when it is evicted.
+    pub(super) fn eviction_priority(&self, now: Timestamp) -> EvictionPriority {
+        let known = self.known.as_ref().map_or(EvictionPriority::Nothing, |known| {
+            match (eviction_priority(&known.head, now), known.kind) {
+                (EvictionPriority::Claim, Kind::Snapshot | Kind::Cached) => {
+                    EvictionPriority::Snapshot
+                }
+                (priority, _) => priority,
             }
         });
         let asking = self.asking.filter(|asking| now < asking.until);
-        known.max(asking.map_or(Worth::Nothing, |_| Worth::Question))
+        known.max(asking.map_or(EvictionPriority::Nothing, |_| EvictionPriority::Question))
     }
 
-    /// Who has a reason to look again when `next` takes its place, if somebody waits.
+    /// Which waiting requests, if any, have a reason to check again when `next` replaces it.
     pub(super) fn wakes(&self, next: &Self) -> Wake {
         let claim = |knowledge: &Self| match knowledge.head() {
             Some(head @ Head { state: State::Ongoing { .. }, .. }) => {
@@ -115,7 +117,7 @@ impl Knowledge {
             }
             Some(_) | None => None,
         };
-        // A heartbeat, and a newer snapshot of the same claim, say nothing new.
+        // A heartbeat, and a newer snapshot of the same claim, change nothing for them.
         let same =
             self.head() == next.head() || (claim(self).is_some() && claim(self) == claim(next));
         let token = |knowledge: &Self| knowledge.asking.map(|asking| asking.token);
@@ -131,19 +133,19 @@ pub(super) struct Entry {
     pub(super) knowledge: Knowledge,
     /// Bytes of the answer in the entry's slot.
     pub(super) answer_bytes: u32,
-    /// The higher, the later it was used: a count within the bucket, so that no clock is needed to see
-    /// which of two entries of the same millisecond is older.
+    /// The higher, the later it was used: a count within the bucket, so that the order of two uses in one
+    /// millisecond is known without a clock.
     pub(super) used: u64,
-    /// Somebody waits for the end of the claim.
+    /// A request waits for the end of the claim.
     pub(super) watched: bool,
 }
 
 /// Length of an entry. Free places are all zero.
 pub(super) const ENTRY_BYTES: usize = WATCHED_AT + 1;
 
-/// Where the fields of an entry begin: key, letter of the kind, head of the record, when it was seen and since
-/// when, token and end of the question and whether somebody has met it, bytes of the answer, last use, watched. Numbers are big endian, times
-/// microseconds.
+/// Offsets of an entry's fields: key, letter of the kind, head of the record, when it was seen and since
+/// when, token and end of the lookup and whether another request waits for it, bytes of the answer, last use,
+/// watched. Numbers are big endian, times in microseconds.
 const KIND_AT: usize = 32;
 const HEAD_AT: usize = KIND_AT + 1;
 const SEEN_AT: usize = HEAD_AT + HEAD_LEN;
@@ -173,13 +175,12 @@ impl Entry {
         if is_free(bytes) {
             return Ok(None);
         }
-        let cut = || StoreError::Unreadable("an entry of the table is cut short");
+        let cut = || StoreError::Unreadable("a table entry is incomplete");
         let known = match field(bytes, KIND_AT).ok_or_else(cut)? {
             [0] => None,
             [letter] => {
                 let kind = Kind::ALL.into_iter().find(|kind| kind.letter() == letter);
-                let kind =
-                    kind.ok_or(StoreError::Unreadable("a record of the table has no kind"))?;
+                let kind = kind.ok_or(StoreError::Unreadable("a table record has no kind"))?;
                 let head = decode_head(&field(bytes, HEAD_AT).ok_or_else(cut)?)
                     .map_err(|error| StoreError::Unreadable(error.as_str()))?;
                 let time =
@@ -207,7 +208,7 @@ impl Entry {
     }
 
     /// Writes the entry into a place of [`ENTRY_BYTES`].
-    pub(super) fn write(&self, place: &mut [u8]) {
+    pub(super) fn write(&self, index: &mut [u8]) {
         let Knowledge { known, asking } = &self.knowledge;
         let letter = known.as_ref().map_or(0, |known| known.kind.letter());
         let head = known.as_ref().map_or([0; HEAD_LEN], |known| encode_head(&known.head));
@@ -230,7 +231,7 @@ impl Entry {
             &self.used.to_be_bytes(),
             &[u8::from(self.watched)],
         ];
-        for (to, from) in place.iter_mut().zip(fields.into_iter().flatten()) {
+        for (to, from) in index.iter_mut().zip(fields.into_iter().flatten()) {
             *to = *from;
         }
     }
@@ -250,7 +251,7 @@ pub(super) fn answer_bytes(bytes: &[u8]) -> u32 {
     field(bytes, ANSWER_BYTES_AT).map_or(0, u32::from_be_bytes)
 }
 
-/// An entry that is in use has a kind or a question.
+/// An entry in use has a kind or a lookup.
 pub(super) fn is_free(bytes: &[u8]) -> bool {
     field(bytes, KIND_AT).is_none_or(|kind| kind == [0])
         && field(bytes, ASKING_AT + 16).is_none_or(|until| until == [0; 8])
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn waiters_are_woken_by_what_is_new_and_askers_by_the_end_of_a_question_that_they_met() {
+    fn waiters_are_woken_by_changes_and_coalesced_requests_by_the_end_of_their_lookup() {
         let asking = |met| Asking { token: Token([9; 16]), until: Timestamp::from_micros(10), met };
         let knows = |known: Option<Known>, asking| Knowledge { known, asking };
         let claim = known(Kind::Own);
@@ -324,7 +325,7 @@ mod tests {
         assert_eq!(before.wakes(&knows(Some(claim.clone()), Some(asking(true)))), Wake::NOBODY);
         assert_eq!(before.wakes(&knows(Some(over), None)), waiters);
         assert_eq!(before.wakes(&knows(None, None)), waiters);
-        // A look that told nothing new wakes nobody but those that met it.
+        // A lookup with no new result wakes only the requests that wait for it.
         for met in [false, true] {
             let asked = knows(Some(claim.clone()), Some(asking(met)));
             let wake = asked.wakes(&knows(Some(claim.clone()), None));

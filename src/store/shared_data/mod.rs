@@ -1,15 +1,15 @@
-//! Records in Envoy's shared data: a fixed set-associative table, changed by compare-and-swap alone.
+//! Records in Envoy's shared data: a fixed set-associative table, changed only by compare-and-swap.
 
 mod bucket;
 mod entry;
-mod geometry;
+mod layout;
 #[cfg(test)]
 pub(crate) mod map;
 
 pub use entry::{Asking, Kind, Knowledge, Known, Wake};
-pub use geometry::{Capacity, TooManyEntries};
+pub use layout::{Capacity, TooManyEntries};
 
-use super::life::{self, Change, Verdict};
+use super::transitions::{self, Change, Verdict};
 use super::{Command, Reply, StoreError};
 use crate::key::Key;
 use crate::record::codec::{append_answer, decode_answer};
@@ -17,7 +17,7 @@ use crate::record::{Answer, Head, Kept, Record, State, Token};
 use crate::time::Timestamp;
 use bucket::{Bucket, Dropped};
 use entry::Entry;
-use geometry::Geometry;
+use layout::Layout;
 use std::cell::Cell;
 use std::fmt;
 use std::ops::AddAssign;
@@ -38,18 +38,18 @@ pub trait SharedData {
 /// Why a value was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SharedDataError {
-    /// Somebody else wrote it since it was read.
+    /// Another worker wrote it since it was read.
     CasMismatch,
     /// The host failed.
     Failed,
 }
 
-/// The version that no value has: written with it, a key is inserted if it is absent. The ABI does not
-/// promise that, so [`MemoryStore::open`] proves it once.
+/// The version that no value has: a write with it inserts a key if it is absent. The ABI does not promise
+/// that, so [`MemoryStore::open`] checks it once.
 pub const INSERT: u32 = u32::MAX;
 
-/// Tries of one command before it is given up as contended. Each lost try means that another command
-/// on the same bucket got through; with a worker a core, that many in a row do not happen.
+/// Tries of one command before it fails as contended. Each lost try means that another command on the same
+/// bucket succeeded; with one worker per core, that many in a row do not happen.
 const TRIES: usize = 64;
 
 /// The embedded store: the records of one Envoy process, shared by its workers.
@@ -57,19 +57,19 @@ const TRIES: usize = 64;
 pub struct MemoryStore<S> {
     shared: S,
     prefix: String,
-    geometry: Geometry,
+    layout: Layout,
     tally: Cell<Tally>,
 }
 
-/// What commands have changed in the table, for metrics. Each change is counted by whoever made it, when
-/// it is in force: the sum over all workers is what stands in the table.
+/// How commands have changed the table, for metrics. The worker that makes a change counts it when it is in
+/// force: the sum over all workers is the content of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Records more, or less. One that is over counts until its place is taken.
+    /// Change in the number of records. An expired record counts until its slot is reused.
     pub entries: i64,
-    /// Bytes of buckets and answers more, or less.
+    /// Change in the bytes of buckets and answers.
     pub bytes: i64,
-    /// Records dropped before their time, or their answers: those records are tombstones now.
+    /// Records, or only their answers, dropped before their time: the latter records are tombstones now.
     pub evicted: u32,
 }
 
@@ -81,45 +81,45 @@ impl AddAssign for Tally {
     }
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executed {
-    /// The store's word.
+    /// The store's reply.
     pub reply: Reply,
-    /// The command ended a claim that somebody watches, or another has taken its place.
+    /// The command ended a claim that a request watches, or another claim has replaced it.
     pub wake: bool,
 }
 
-/// What a look at a key comes to, as whoever looks judges it.
+/// The result of a lookup of a key, as the caller judges it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judged<T> {
-    /// What is said.
+    /// The reply.
     pub says: Says<T>,
-    /// What takes the place of what is known; `None`: it stays.
+    /// What replaces the known entry; `None`: it stays.
     pub next: Option<Knowledge>,
-    /// Whoever looks is to be told when what is known changes.
+    /// The caller wants to know when the known entry changes.
     pub watch: bool,
 }
 
-/// What is said of a key.
+/// The reply to a lookup, without a record's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Says<T> {
-    /// The record, which has this head now. Its answer is read.
+    /// The record, with this head. Its answer is read.
     Record(Head),
     /// Something else.
     Other(T),
 }
 
-/// What a look has come to.
+/// The result of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Looked<T> {
-    /// What is said.
+    /// The reply.
     pub said: Said<T>,
-    /// Who is to look again.
+    /// Which waiting requests check again.
     pub wake: Wake,
 }
 
-/// What is said of a key, the record with its answer.
+/// The reply to a lookup, the record with its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said<T> {
     /// The record.
@@ -128,17 +128,17 @@ pub enum Said<T> {
     Other(T),
 }
 
-/// What became of an answer that was to be kept.
+/// The result of keeping an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
     /// It is kept.
     Kept {
-        /// Who is to look again.
+        /// Which waiting requests check again.
         wake: Wake,
     },
-    /// There is nothing in whose place it may stand; nothing was changed.
+    /// There is no entry that it may replace; nothing was changed.
     Refused,
-    /// It is more than the table can hold; nothing was changed.
+    /// It is larger than the table can hold; nothing was changed.
     DoesNotFit,
 }
 
@@ -149,7 +149,7 @@ pub enum OpenError {
     Capacity(TooManyEntries),
     /// This host's shared data has no atomic insertion, or no compare-and-swap.
     NotAtomic,
-    /// The host would not write.
+    /// The host refused to write.
     Failed,
 }
 
@@ -173,48 +173,48 @@ struct Opened {
     found: Option<(usize, Entry)>,
 }
 
-/// One try of a look or a change.
+/// One try of a lookup or a change.
 enum Try<T> {
     Done(T),
-    /// Somebody else has changed the bucket meanwhile.
+    /// Another worker has changed the bucket meanwhile.
     Again,
 }
 
 impl<S: SharedData> MemoryStore<S> {
-    /// Opens the table of this plugin, and makes it if it is new.
+    /// Opens the table of this plugin, and creates it if it is new.
     ///
-    /// Its keys name the product, the version of its format, the plugin and its shape, and not the
+    /// Its keys name the product, the version of its format, the plugin and its layout, but not the
     /// configuration: rules may change and the records stay.
     ///
     /// # Errors
     ///
     /// [`OpenError`]: nothing can be kept, and the filter must not start.
     pub fn open(shared: S, plugin: &str, capacity: Capacity) -> Result<Self, OpenError> {
-        let geometry = Geometry::of(capacity).map_err(OpenError::Capacity)?;
-        let Geometry { buckets, ways, answer_bytes } = geometry;
+        let layout = Layout::of(capacity).map_err(OpenError::Capacity)?;
+        let Layout { buckets, ways, answer_bytes } = layout;
         let prefix = format!("envoy-idempotency/2/{plugin}/{buckets}x{ways}x{answer_bytes}");
-        let store = Self { shared, prefix, geometry, tally: Cell::default() };
+        let store = Self { shared, prefix, layout, tally: Cell::default() };
         store.prove_atomicity()?;
         for bucket in 0..buckets {
             store.create(&store.bucket_name(bucket))?;
-            for place in 0..ways {
-                store.create(&store.slot_name(bucket, place))?;
+            for index in 0..ways {
+                store.create(&store.slot_name(bucket, index))?;
             }
         }
         Ok(store)
     }
 
-    /// What all keys of this store begin with.
+    /// The prefix of all keys of this store.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// What has changed since this was asked last.
+    /// Changes since the last call.
     pub fn take_tally(&self) -> Tally {
         self.tally.take()
     }
 
-    /// Carries out a command, as the only store that there is.
+    /// Carries out a command, as the only store.
     ///
     /// # Errors
     ///
@@ -225,8 +225,8 @@ impl<S: SharedData> MemoryStore<S> {
             let judge = |knowledge: &Knowledge| local(knowledge, command, now).next;
             return match self.put(key, *token, answer, &judge, now)? {
                 Put::Kept { wake } => Ok(Executed { reply: Reply::Done, wake: wake.waiters }),
-                // More than can be kept here: it ran, and that is what is kept. So it is if the record has
-                // ended already, or is another's.
+                // The answer is too large for this table: the record keeps only that it ran. That also holds
+                // if the record has ended already, or belongs to another token.
                 Put::DoesNotFit | Put::Refused => self.execute(&tombstone(command), now),
             };
         }
@@ -240,7 +240,7 @@ impl<S: SharedData> MemoryStore<S> {
 
     fn create(&self, key: &str) -> Result<(), OpenError> {
         match self.shared.store(key, &[], INSERT) {
-            // It was there: another VM was faster, or the configuration is a new one.
+            // It exists: another VM was faster, or the configuration is a new one.
             Ok(()) | Err(SharedDataError::CasMismatch) => Ok(()),
             Err(SharedDataError::Failed) => Err(OpenError::Failed),
         }
@@ -251,7 +251,7 @@ impl<S: SharedData> MemoryStore<S> {
         self.create(&probe)?;
         let twice = self.shared.store(&probe, b"1", INSERT);
         let (_, Some(cas)) = self.shared.load(&probe) else { return Err(OpenError::NotAtomic) };
-        // Other VMs prove the same at this moment, so the first write may lose; a stale one must.
+        // Other VMs do the same check at this moment, so the first write may lose; a stale one must.
         let _ = self.shared.store(&probe, b"2", cas);
         let stale = self.shared.store(&probe, b"3", cas);
         match (twice, stale) {
@@ -264,21 +264,21 @@ impl<S: SharedData> MemoryStore<S> {
 
     fn bucket_of(&self, key: Key) -> u32 {
         let [a, b, c, d, ..] = key.0;
-        // The key is a digest: any bits of it are as good as others.
-        u32::from_be_bytes([a, b, c, d]) & (self.geometry.buckets - 1)
+        // The key is a digest: any of its bits will do.
+        u32::from_be_bytes([a, b, c, d]) & (self.layout.buckets - 1)
     }
 
     fn bucket_name(&self, bucket: u32) -> String {
         format!("{}/{bucket}", self.prefix)
     }
 
-    fn slot_name(&self, bucket: u32, place: usize) -> String {
-        format!("{}/{bucket}/{place}", self.prefix)
+    fn slot_name(&self, bucket: u32, index: usize) -> String {
+        format!("{}/{bucket}/{index}", self.prefix)
     }
 
     fn read(&self, number: u32, key: Key) -> Result<Opened, StoreError> {
         let (bytes, Some(cas)) = self.shared.load(&self.bucket_name(number)) else {
-            return Err(StoreError::Unavailable("the table is gone from shared data"));
+            return Err(StoreError::Unavailable("the table is missing in shared data"));
         };
         let bucket = Bucket::read(bytes.unwrap_or_default())?;
         let found = bucket.find(key)?;
@@ -296,7 +296,7 @@ impl<S: SharedData> MemoryStore<S> {
         }
     }
 
-    /// Looks at what is known of `key`, and changes it as `judge` says, which may be asked more than once.
+    /// Looks up what is known of `key`, and changes it as `judge` says; `judge` may be called more than once.
     ///
     /// # Errors
     ///
@@ -310,7 +310,7 @@ impl<S: SharedData> MemoryStore<S> {
         self.until_done(|| self.try_look(key, judge, now))
     }
 
-    /// Keeps `answer`, of the record that `judge` puts in the place of what is known.
+    /// Keeps `answer`, of the record with which `judge` replaces the known entry.
     ///
     /// # Errors
     ///
@@ -324,7 +324,7 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Put, StoreError> {
         let slot = slot(token, answer);
-        let room = self.geometry.answer_bytes.checked_sub(slot.len() as u64);
+        let room = self.layout.answer_bytes.checked_sub(slot.len() as u64);
         let (Some(room), Ok(answer_bytes)) = (room, u32::try_from(slot.len())) else {
             return Ok(Put::DoesNotFit);
         };
@@ -369,7 +369,7 @@ impl<S: SharedData> MemoryStore<S> {
         Ok(Try::Done(Looked { said, wake }))
     }
 
-    /// Puts `next` in the place of what is known, and says who is to look again.
+    /// Replaces the known entry by `next`, and returns which waiting requests check again.
     fn change(
         &self,
         opened: &mut Opened,
@@ -379,19 +379,19 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Try<Wake>, StoreError> {
         let used = opened.bucket.next_use();
-        let Some((place, entry)) = opened.found.take() else {
-            let Some((place, dropped)) = opened.bucket.make_room(self.geometry.ways, now) else {
+        let Some((index, entry)) = opened.found.take() else {
+            let Some((index, dropped)) = opened.bucket.make_room(self.layout.ways, now) else {
                 return Err(StoreError::Full);
             };
             let entry = Entry { key, knowledge: next, answer_bytes: 0, used, watched: watch };
-            opened.bucket.put(place, &entry);
-            opened.found = Some((place, entry));
+            opened.bucket.put(index, &entry);
+            opened.found = Some((index, entry));
             return self.finish(opened, dropped.as_slice(), Wake::NOBODY);
         };
         let wake = woken(&entry, &next);
         if next.is_empty() {
-            // It goes because it is to go.
-            let removed = opened.bucket.drop_entry(place, now);
+            // This drop is intended, so it is no eviction.
+            let removed = opened.bucket.drop_entry(index, now);
             let removed = removed.map(|removed| Dropped { evicted: false, ..removed });
             return self.finish(opened, removed.as_slice(), wake);
         }
@@ -400,37 +400,37 @@ impl<S: SharedData> MemoryStore<S> {
             kept && entry.token() == Some(head.token)
         };
         let keeps_answer = next.head().is_some_and(keeps_answer);
-        // What is over may leave an answer behind.
+        // An expired record may leave an answer behind.
         let stale = (entry.answer_bytes > 0 && !keeps_answer)
-            .then(|| entry.token().map(|token| Dropped { place, token, evicted: false }));
+            .then(|| entry.token().map(|token| Dropped { index, token, evicted: false }));
         let watched = (entry.watched && !wake.waiters) || watch;
         let answer_bytes = if keeps_answer { entry.answer_bytes } else { 0 };
         let entry = Entry { key, knowledge: next, answer_bytes, used, watched };
-        opened.bucket.put(place, &entry);
-        opened.found = Some((place, entry));
+        opened.bucket.put(index, &entry);
+        opened.found = Some((index, entry));
         self.finish(opened, stale.flatten().as_slice(), wake)
     }
 
-    /// What is known stays; who watches is written down, and now and then that it was used.
+    /// The known entry stays; a new watcher is written, and now and then the last use.
     fn touch(&self, opened: &mut Opened, watch: bool) -> Result<Try<Wake>, StoreError> {
-        let Some((place, entry)) = opened.found.clone() else { return Ok(Try::Done(Wake::NOBODY)) };
+        let Some((index, entry)) = opened.found.clone() else { return Ok(Try::Done(Wake::NOBODY)) };
         if watch && !entry.watched {
-            // In the same swap as the look: an end that comes between the two makes it fail.
-            opened.bucket.put(place, &Entry { watched: true, ..entry });
+            // In the same swap as the lookup: an end that comes between the two makes it fail.
+            opened.bucket.put(index, &Entry { watched: true, ..entry });
             if !self.swap(opened)? {
                 return Ok(Try::Again);
             }
         } else if opened.bucket.is_stale(&entry) {
             let used = opened.bucket.next_use();
-            opened.bucket.put(place, &Entry { used, ..entry });
-            // Lost: somebody else changed the bucket, and the use is not written down this time.
+            opened.bucket.put(index, &Entry { used, ..entry });
+            // Lost: another worker changed the bucket, and the use is not written this time.
             let _ = self.swap(opened)?;
         }
         Ok(Try::Done(Wake::NOBODY))
     }
 
-    /// Swaps the bucket and clears the slots of what was dropped: in this order, so that an answer goes
-    /// only when nobody can find it any more.
+    /// Swaps the bucket and clears the slots of dropped answers: in this order, so that an answer is cleared
+    /// only when no record leads to it any more.
     fn finish(
         &self,
         opened: &Opened,
@@ -447,28 +447,28 @@ impl<S: SharedData> MemoryStore<S> {
         }
         self.tally.set(tally);
         for dropped in dropped {
-            self.clear_slot(opened.number, dropped.place, dropped.token);
+            self.clear_slot(opened.number, dropped.index, dropped.token);
         }
         Ok(Try::Done(wake))
     }
 
     /// The record with its answer; `None` if the answer has moved since the bucket was read.
     fn complete(&self, opened: &Opened, head: &Head) -> Result<Option<Record>, StoreError> {
-        let Some((place, entry)) = &opened.found else {
+        let Some((index, entry)) = &opened.found else {
             return head.try_complete(|| Ok(None)).map(Some);
         };
         let mut missing = false;
         let record = head.try_complete(|| {
-            let answer = self.read_slot(opened.number, *place, head.token)?;
+            let answer = self.read_slot(opened.number, *index, head.token)?;
             missing = answer.is_none();
             Ok::<_, StoreError>(answer)
         })?;
         if missing {
-            // The slot has another answer by now, so the bucket has changed, too: look again. A slot
+            // The slot has another answer by now, so the bucket has changed too: look it up again. A slot
             // that was lost for good is a tombstone.
             let now_there = self.read(opened.number, entry.key)?.found;
             let same = now_there
-                .is_some_and(|(at, now_there)| at == *place && now_there.token() == entry.token());
+                .is_some_and(|(at, now_there)| at == *index && now_there.token() == entry.token());
             if !same {
                 return Ok(None);
             }
@@ -478,8 +478,8 @@ impl<S: SharedData> MemoryStore<S> {
 
     /// Writes an answer into its slot and then its record, as `judge` says, into the bucket.
     ///
-    /// The slot's version is read *before* the bucket is: who still owns the bucket's record then writes
-    /// over nothing that a successor wrote since.
+    /// The slot's version is read *before* the bucket: so the owner of the bucket's record cannot overwrite
+    /// anything that a successor wrote since.
     fn try_put(
         &self,
         key: Key,
@@ -489,10 +489,10 @@ impl<S: SharedData> MemoryStore<S> {
         now: Timestamp,
     ) -> Result<Try<Put>, StoreError> {
         let number = self.bucket_of(key);
-        let Some((place, _)) = self.read(number, key)?.found else {
+        let Some((index, _)) = self.read(number, key)?.found else {
             return Ok(Try::Done(Put::Refused));
         };
-        let (_, slot_cas) = self.shared.load(&self.slot_name(number, place));
+        let (_, slot_cas) = self.shared.load(&self.slot_name(number, index));
         let mut opened = self.read(number, key)?;
         let Some((found_at, entry)) = opened.found.take() else {
             return Ok(Try::Done(Put::Refused));
@@ -500,9 +500,9 @@ impl<S: SharedData> MemoryStore<S> {
         let Some(knowledge) = judge(&entry.knowledge) else {
             return Ok(Try::Done(Put::Refused));
         };
-        let (Some(slot_cas), true) = (slot_cas, found_at == place) else { return Ok(Try::Again) };
-        let dropped = opened.bucket.make_bytes(room, place, now);
-        match self.shared.store(&self.slot_name(number, place), slot, slot_cas) {
+        let (Some(slot_cas), true) = (slot_cas, found_at == index) else { return Ok(Try::Again) };
+        let dropped = opened.bucket.make_bytes(room, index, now);
+        match self.shared.store(&self.slot_name(number, index), slot, slot_cas) {
             Ok(()) => {}
             Err(SharedDataError::CasMismatch) => return Ok(Try::Again),
             Err(SharedDataError::Failed) => {
@@ -512,13 +512,13 @@ impl<S: SharedData> MemoryStore<S> {
         let used = opened.bucket.next_use();
         let wake = woken(&entry, &knowledge);
         let finished = Entry { key: entry.key, knowledge, answer_bytes, used, watched: false };
-        opened.bucket.put(place, &finished);
+        opened.bucket.put(index, &finished);
         match self.finish(&opened, &dropped, wake)? {
             Try::Done(wake) => Ok(Try::Done(Put::Kept { wake })),
             Try::Again => {
-                // Whether the record is still ours shows when it is tried again; until then, the slot is
-                // no one's.
-                self.clear_slot(number, place, token);
+                // The next try shows whether the record is still ours; until then, the slot belongs to no
+                // record.
+                self.clear_slot(number, index, token);
                 Ok(Try::Again)
             }
         }
@@ -527,10 +527,10 @@ impl<S: SharedData> MemoryStore<S> {
     fn read_slot(
         &self,
         bucket: u32,
-        place: usize,
+        index: usize,
         token: Token,
     ) -> Result<Option<Answer>, StoreError> {
-        let (slot, _) = self.shared.load(&self.slot_name(bucket, place));
+        let (slot, _) = self.shared.load(&self.slot_name(bucket, index));
         let slot = slot.unwrap_or_default();
         match slot.split_first_chunk::<16>() {
             Some((owner, answer)) if *owner == token.0 => decode_answer(answer)
@@ -541,8 +541,8 @@ impl<S: SharedData> MemoryStore<S> {
     }
 
     /// Empties a slot, unless a successor has written into it.
-    fn clear_slot(&self, bucket: u32, place: usize, token: Token) {
-        let name = self.slot_name(bucket, place);
+    fn clear_slot(&self, bucket: u32, index: usize, token: Token) {
+        let name = self.slot_name(bucket, index);
         let (slot, cas) = self.shared.load(&name);
         if let (Some(slot), Some(cas)) = (slot, cas)
             && slot.starts_with(&token.0)
@@ -553,20 +553,20 @@ impl<S: SharedData> MemoryStore<S> {
     }
 }
 
-/// Who is to look again when `next` takes the place of what the entry has.
+/// Which waiting requests check again when `next` replaces the entry.
 fn woken(entry: &Entry, next: &Knowledge) -> Wake {
     let wake = entry.knowledge.wakes(next);
     Wake { waiters: wake.waiters && entry.watched, ..wake }
 }
 
-/// An answer as it stands in its slot: behind the token of its record.
+/// An answer in its slot, behind the token of its record.
 fn slot(token: Token, answer: &Answer) -> Vec<u8> {
     let mut slot = token.0.to_vec();
     append_answer(answer, &mut slot);
     slot
 }
 
-/// What `command` does to what is known, when no other store is asked.
+/// How `command` changes the known entry, when no other store is asked.
 pub(super) fn local(knowledge: &Knowledge, command: &Command, now: Timestamp) -> Judged<Reply> {
     let next = |change| match change {
         Change::Keep => None,
@@ -576,7 +576,7 @@ pub(super) fn local(knowledge: &Knowledge, command: &Command, now: Timestamp) ->
         }
         Change::Remove => Some(Knowledge { known: None, asking: knowledge.asking }),
     };
-    let (says, next) = match life::apply(knowledge.head(), command, now) {
+    let (says, next) = match transitions::apply(knowledge.head(), command, now) {
         Verdict::Claimed { attempt, change } => {
             (Says::Other(Reply::Claimed { attempt }), next(change))
         }

@@ -163,7 +163,7 @@ fn is_ongoing(record: Option<&Record>) -> bool {
 const DOWN: StoreError = StoreError::Unanswered("down");
 
 #[test]
-fn a_duplicate_of_what_runs_here_costs_the_shared_store_nothing() {
+fn a_duplicate_of_an_execution_here_costs_the_shared_store_nothing() {
     let map = Map::default();
     let tiers = running(&map);
     let record = known(&tiers, &claim(2), 9_999).unwrap();
@@ -186,7 +186,7 @@ fn while_one_asks_the_others_wait_for_its_answer() {
 }
 
 #[test]
-fn who_asks_again_is_not_kept_waiting_by_itself() {
+fn a_request_that_asks_again_does_not_wait_for_itself() {
     let map = Map::default();
     let tiers = tiers(&map);
     assert_eq!(known(&tiers, &claim(1), 0), None);
@@ -269,7 +269,7 @@ fn an_answer_that_had_to_go_for_another_is_asked_for_again() {
 }
 
 #[test]
-fn who_does_not_wait_sees_a_claim_elsewhere_as_it_was_ten_milliseconds_ago() {
+fn a_request_that_does_not_wait_may_use_a_snapshot_of_ten_milliseconds() {
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
     let record = known(&tiers, &claim(2), 9).unwrap();
@@ -295,7 +295,7 @@ fn waiters_look_again_at_a_claim_elsewhere_the_later_the_longer_it_is_known() {
 }
 
 #[test]
-fn who_waits_is_back_when_the_lease_elsewhere_is_over() {
+fn a_waiter_asks_again_when_the_lease_elsewhere_is_over() {
     let map = Map::default();
     let tiers = tiers(&map);
     let concluded = asks(&tiers, &watching(1), Ok(Reply::Exists(ongoing(30))), 0);
@@ -303,7 +303,7 @@ fn who_waits_is_back_when_the_lease_elsewhere_is_over() {
 }
 
 #[test]
-fn of_many_who_find_a_mirror_too_old_one_asks() {
+fn of_many_that_find_a_snapshot_too_old_one_asks() {
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
     let asks = |claim: &Command, millis| undecided(&tiers, claim, millis).is_none();
@@ -316,7 +316,7 @@ fn of_many_who_find_a_mirror_too_old_one_asks() {
 }
 
 #[test]
-fn a_doubt_elsewhere_is_mirrored_too_and_never_longer_than_it_lasts() {
+fn an_unknown_outcome_elsewhere_is_cached_too_and_never_longer_than_it_lasts() {
     let map = Map::default();
     let tiers = told(&map, elsewhere(State::Unknown { until: at(30_000) }));
     let record = known(&tiers, &claim(2), 9).unwrap();
@@ -329,7 +329,7 @@ fn a_doubt_elsewhere_is_mirrored_too_and_never_longer_than_it_lasts() {
 }
 
 #[test]
-fn word_of_an_end_removes_what_is_not_of_this_envoy() {
+fn a_message_about_an_end_removes_a_snapshot_of_another_envoys_claim() {
     let map = Map::default();
     let mirror = told(&map, ongoing(8_000));
     mirror.ended(KEY, at(1));
@@ -344,7 +344,7 @@ fn word_of_an_end_removes_what_is_not_of_this_envoy() {
 }
 
 #[test]
-fn word_of_an_end_removes_neither_a_claim_of_this_envoy_nor_a_copy() {
+fn a_message_about_an_end_removes_neither_a_claim_of_this_envoy_nor_a_copy() {
     let map = Map::default();
     let tiers = running(&map);
     tiers.ended(KEY, at(1));
@@ -370,7 +370,7 @@ fn a_reply_that_may_be_older_than_the_end_is_not_mirrored() {
 }
 
 #[test]
-fn a_store_that_fails_frees_the_question_and_wakes_who_met_it() {
+fn a_store_that_fails_ends_the_lookup_and_wakes_coalesced_requests() {
     let map = Map::default();
     let tiers = tiers(&map);
     assert_eq!(known(&tiers, &claim(1), 0), None);
@@ -382,7 +382,7 @@ fn a_store_that_fails_frees_the_question_and_wakes_who_met_it() {
 }
 
 #[test]
-fn who_waits_for_a_question_is_woken_by_its_answer() {
+fn a_coalesced_request_is_woken_by_the_reply() {
     for reply in [
         Reply::Exists(finished(3_600_000, answer(10))),
         Reply::Exists(finished(3_600_000, Kept::StatusOnly)),
@@ -404,7 +404,7 @@ fn who_waits_for_a_question_is_woken_by_its_answer() {
 }
 
 #[test]
-fn who_waits_for_an_execution_is_woken_by_its_end_and_by_no_heartbeat() {
+fn a_waiter_is_woken_by_the_end_of_an_execution_and_by_no_heartbeat() {
     let map = Map::default();
     let tiers = running(&map);
     assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
@@ -415,7 +415,7 @@ fn who_waits_for_an_execution_is_woken_by_its_end_and_by_no_heartbeat() {
 }
 
 #[test]
-fn what_ran_here_is_replayed_here_for_ttl() {
+fn an_execution_here_is_replayed_here_for_ttl() {
     let map = Map::default();
     let tiers = running(&map);
     let concluded = tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(100));
@@ -427,7 +427,7 @@ fn what_ran_here_is_replayed_here_for_ttl() {
 }
 
 #[test]
-fn what_ran_here_is_replayed_here_though_the_shared_store_was_not_told() {
+fn an_execution_here_is_replayed_here_though_the_shared_store_has_no_record() {
     let map = Map::default();
     let tiers = running(&map);
     let concluded = tiers.conclude(&complete(1, answer(10)), Err(DOWN), at(100));
@@ -450,7 +450,7 @@ fn a_heartbeat_counts_here_though_the_shared_store_fails() {
 }
 
 #[test]
-fn who_has_lost_the_claim_there_has_lost_it_here() {
+fn a_claim_lost_there_is_lost_here() {
     for command in [extend(1), complete(1, answer(10)), release(1), mark_unknown(1)] {
         let map = Map::default();
         let tiers = running(&map);
@@ -487,7 +487,7 @@ fn an_unknown_outcome_is_unknown_here_and_looked_up_again() {
 }
 
 #[test]
-fn a_doubt_that_the_shared_store_was_not_told_of_is_ongoing_until_the_lease_is_over() {
+fn an_unknown_outcome_that_the_shared_store_has_not_recorded_is_ongoing_until_the_lease_is_over() {
     let map = Map::default();
     let tiers = running(&map);
     let concluded = tiers.conclude(&mark_unknown(1), Err(DOWN), at(1));
@@ -497,7 +497,7 @@ fn a_doubt_that_the_shared_store_was_not_told_of_is_ongoing_until_the_lease_is_o
 }
 
 #[test]
-fn alone_the_table_grants_claims_and_keeps_what_it_is_told_for_the_whole_ttl() {
+fn local_only_the_table_grants_claims_and_keeps_records_for_the_whole_ttl() {
     let map = Map::default();
     let tiers = tiers(&map);
     let local_only =
@@ -512,14 +512,14 @@ fn alone_the_table_grants_claims_and_keeps_what_it_is_told_for_the_whole_ttl() {
 }
 
 #[test]
-fn what_was_decided_alone_is_the_truth_here_when_the_shared_store_is_back() {
+fn a_local_only_decision_stays_valid_here_when_the_shared_store_is_back() {
     let map = Map::default();
     let tiers = tiers(&map);
     let local_only =
         |command: Command, millis| tiers.local_only(&command, at(millis)).unwrap().reply;
     assert_eq!(local_only(claim(1), 0), Reply::Claimed { attempt: 1 });
     assert_eq!(local_only(mark_unknown(1), 1), Reply::Done);
-    let Reply::Exists(record) = local_only(claim(2), 2) else { panic!("it is in doubt") };
+    let Reply::Exists(record) = local_only(claim(2), 2) else { panic!("its outcome is unknown") };
     assert_eq!(record.state, State::Unknown { until: at(60_001) });
     // The shared store knows nothing of it, and would let it run again.
     let record = known(&tiers, &claim(2), 2).unwrap();
@@ -532,7 +532,7 @@ fn what_was_decided_alone_is_the_truth_here_when_the_shared_store_is_back() {
 }
 
 #[test]
-fn a_request_that_differs_is_not_what_others_are_compared_with_while_it_asks() {
+fn others_are_not_compared_with_a_different_request_while_it_asks() {
     let map = Map::default();
     let tiers = tiers(&map);
     let mut differs = claim(1);
@@ -547,7 +547,7 @@ fn a_request_that_differs_is_not_what_others_are_compared_with_while_it_asks() {
 }
 
 #[test]
-fn alone_a_claim_elsewhere_is_not_granted_as_long_as_it_would_live() {
+fn local_only_a_claim_elsewhere_is_not_granted_as_long_as_it_would_live() {
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
     // Its lease, and then the time for which its outcome is unknown.
@@ -560,7 +560,7 @@ fn alone_a_claim_elsewhere_is_not_granted_as_long_as_it_would_live() {
 }
 
 #[test]
-fn a_table_that_cannot_be_written_refuses_nobody() {
+fn a_table_that_cannot_be_written_refuses_no_request() {
     let map = Map::default();
     let tiers = tiers(&map);
     map.broken.set(true);
@@ -613,7 +613,7 @@ fn an_unknown_outcome_is_not_forgotten_when_the_shared_store_has_it() {
 }
 
 #[test]
-fn a_question_stands_beside_what_is_known() {
+fn a_lookup_stands_beside_the_known_record() {
     for known_here in [ongoing(8_000), finished(3_600_000, answer(10))] {
         let map = Map::default();
         let tiers = told(&map, known_here);
@@ -635,4 +635,16 @@ fn a_claim_that_comes_when_this_envoy_has_decided_goes_back() {
     let Ok(Reply::Exists(record)) = concluded.reply else { panic!("both run") };
     assert_eq!(record.token, token(2));
     assert!(is_ongoing(known(&tiers, &claim(3), 3).as_ref()));
+}
+
+#[test]
+fn a_heartbeat_that_comes_behind_the_end_of_its_claim_costs_nothing_that_is_known() {
+    // Redis had forgotten the script of the heartbeat: sent again as text, it comes last.
+    for end in [complete(1, answer(10)), mark_unknown(1)] {
+        let map = Map::default();
+        let tiers = running(&map);
+        tiers.conclude(&end, Ok(Reply::Done), at(100));
+        tiers.conclude(&extend(1), Ok(Reply::NotOwner), at(101));
+        assert!(matches!(local_only_says(&tiers, 102), Reply::Exists(_)), "{end:?}");
+    }
 }

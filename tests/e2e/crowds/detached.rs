@@ -67,7 +67,7 @@ async fn three_thousand_detached_through_a_listener_get_their_answers() {
     all_get_the_answer(scene, 3_000, 3_000).await;
 }
 
-/// All have their claim in one moment, and are sent to a cluster where nobody is. No more than 1,024 commands
+/// All have their claim in one moment, and are sent to a cluster without hosts. No more than 1,024 commands
 /// of a worker are under way.
 async fn nobody_is_there(path: &str, outcome: &str) {
     const NUMBER: usize = 1_000;
@@ -88,7 +88,7 @@ async fn a_thousand_detached_to_a_cluster_without_hosts_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_detached_to_a_port_where_nobody_listens_are_refused() {
+async fn a_thousand_detached_to_a_closed_port_are_refused() {
     // Envoy's own answer.
     nobody_is_there("/closed/pay", "503").await;
 }

@@ -1,4 +1,4 @@
-//! What a crowd stands on goes away: the configuration, the origin, the hosts of its cluster.
+//! A crowd loses its base: the configuration, the origin, the hosts of its cluster.
 
 use super::Scene;
 use crate::pay;
@@ -75,7 +75,7 @@ async fn the_origin_dies(store: Store, number: usize, keys: usize) {
     crowd.add(others);
     scene.wait(0, number - keys).await;
     scene.deployment.origin.die().await;
-    // Who ran has Envoy's own answer, and who waited is told that nobody knows what became of it.
+    // The request that ran gets Envoy's own answer, and those that waited get `outcome-unknown`.
     crowd.ends_in(&[("503", keys), ("409 outcome-unknown", number - keys)]).await;
     assert_eq!(scene.executions(), keys);
     let port = scene.deployment.origin.address.port();
@@ -86,22 +86,22 @@ async fn the_origin_dies(store: Store, number: usize, keys: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_whose_origin_dies_in_memory_are_told() {
+async fn ten_thousand_whose_origin_dies_in_memory_are_answered() {
     the_origin_dies(Store::Memory, 10_000, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_thousand_whose_origin_dies_with_redis_are_told() {
+async fn three_thousand_whose_origin_dies_with_redis_are_answered() {
     the_origin_dies(Store::Redis, NUMBER, NUMBER).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_that_wait_for_one_whose_origin_dies_are_told() {
+async fn ten_thousand_that_wait_for_one_whose_origin_dies_are_answered() {
     the_origin_dies(Store::Memory, 10_000, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_that_go_on_in_one_moment_to_a_cluster_without_hosts_are_told() {
+async fn a_thousand_that_go_on_in_one_moment_to_a_cluster_without_hosts_are_answered() {
     let mut rules = rules(json!({}));
     rules["store"] = json!({ "redis": { "cluster": "redis", "timeout": "5s" } });
     let scene = Scene::start(Store::Redis, &rules).await;
@@ -161,9 +161,9 @@ impl Hosts {
     }
 }
 
-/// So many wait when the hosts of their cluster go; the first is released, and whoever takes over finds
-/// nobody and is released in turn.
-async fn each_takes_over_and_finds_nobody(store: Store, number: usize) {
+/// So many wait when the hosts of their cluster go; the first is released, and each that takes over finds
+/// no host and is released in turn.
+async fn each_takes_over_and_finds_no_host(store: Store, number: usize) {
     let hosts = Hosts(Scratch::new());
     hosts.are(&[]);
     let mut rules = rules(json!({}));
@@ -199,11 +199,11 @@ async fn each_takes_over_and_finds_nobody(store: Store, number: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_that_take_over_in_turn_and_find_no_host_are_told() {
-    each_takes_over_and_finds_nobody(Store::Memory, 10_000).await;
+async fn ten_thousand_that_take_over_in_turn_and_find_no_host_are_answered() {
+    each_takes_over_and_finds_no_host(Store::Memory, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_thousand_that_take_over_in_turn_with_redis_and_find_no_host_are_told() {
-    each_takes_over_and_finds_nobody(Store::Redis, NUMBER).await;
+async fn three_thousand_that_take_over_in_turn_with_redis_and_find_no_host_are_answered() {
+    each_takes_over_and_finds_no_host(Store::Redis, NUMBER).await;
 }

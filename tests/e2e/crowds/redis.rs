@@ -90,7 +90,7 @@ async fn three_thousand_of_two_hundred_keys_that_ask_a_redis_that_wakes_up_run_o
     it_wakes_up(3_000, 200).await;
 }
 
-/// What becomes of Redis while the crowd runs.
+/// The fault of Redis while the crowd runs.
 #[derive(PartialEq)]
 enum Fate {
     Dies,

@@ -108,7 +108,7 @@ async fn one_of_three_thousand_at_each_envoy_takes_over_and_the_others_get_its_a
     one_takes_over(Store::Redis, &[3_000, 3_000]).await;
 }
 
-/// All have waited too long when Envoy looks at its clock again. It is stopped for less time than Redis has.
+/// All have waited too long when Envoy reads its clock again. It is stopped for less time than Redis has.
 async fn all_are_refused(store: Store, numbers: &[usize]) {
     let mut rules = rules("6s");
     if store == Store::Redis {

@@ -7,10 +7,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, timeout};
 
-/// What an upstream does once it has read a request's headers.
+/// How an upstream behaves after it has read a request's headers.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Abort {
-    /// Answers what is no HTTP.
+    /// Answers bytes that are not HTTP.
     Garbage,
     /// Stops listening, then closes the connection: a next try is refused.
     LastBreath,
@@ -53,7 +53,7 @@ async fn serve(listener: TcpListener, abort: Abort) -> io::Result<()> {
             Abort::Garbage => {
                 tokio::spawn(async move {
                     let mut stream = headers_read(stream).await?;
-                    stream.write_all(b"this is no HTTP\r\n\r\n").await
+                    stream.write_all(b"this is not HTTP\r\n\r\n").await
                 });
             }
             Abort::Reset(code) => {

@@ -40,12 +40,12 @@ fn retry(deployment: &Deployment, path: &str) -> Request {
     deployment.elsewhere(path).key("a").caller("alice").json("{}")
 }
 
-/// In doubt after that client has left, for a while, and then taken over.
+/// Unknown after that client has left, for a while, and then taken over.
 async fn in_doubt(deployment: &Deployment, path: &str, gone: Raw, runs: usize) {
     let in_progress = retry(deployment, path).send().await;
     assert_eq!(in_progress.code(), "in-progress");
     drop(gone);
-    eventually("the key is in doubt", async || {
+    eventually("the outcome is unknown", async || {
         let retry = retry(deployment, path).send().await;
         assert_eq!(retry.status, 409);
         retry.code() == "outcome-unknown"
@@ -58,7 +58,7 @@ async fn in_doubt(deployment: &Deployment, path: &str, gone: Raw, runs: usize) {
         retry.status == 200
     })
     .await;
-    // What a client says about attempts does not count.
+    // A client's own attempt header does not count.
     let mut attempts = vec!["1"; runs];
     attempts.push("2");
     assert_eq!(deployment.attempts("a"), attempts);
@@ -106,32 +106,32 @@ async fn while_its_body_is_held_here(store: Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_before_its_answer_puts_its_key_in_doubt_in_memory() {
+async fn a_client_that_leaves_before_its_answer_makes_the_outcome_unknown_in_memory() {
     before_the_answer(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_before_its_answer_puts_its_key_in_doubt_in_redis() {
+async fn a_client_that_leaves_before_its_answer_makes_the_outcome_unknown_in_redis() {
     before_the_answer(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_in_the_middle_of_its_answer_puts_its_key_in_doubt_in_memory() {
+async fn a_client_that_leaves_in_the_middle_of_its_answer_makes_the_outcome_unknown_in_memory() {
     in_the_middle_of_the_answer(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_in_the_middle_of_its_answer_puts_its_key_in_doubt_in_redis() {
+async fn a_client_that_leaves_in_the_middle_of_its_answer_makes_the_outcome_unknown_in_redis() {
     in_the_middle_of_the_answer(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_while_its_body_streams_puts_its_key_in_doubt_in_memory() {
+async fn a_client_that_leaves_while_its_body_streams_makes_the_outcome_unknown_in_memory() {
     while_its_body_streams_to_the_origin(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_while_its_body_streams_puts_its_key_in_doubt_in_redis() {
+async fn a_client_that_leaves_while_its_body_streams_makes_the_outcome_unknown_in_redis() {
     while_its_body_streams_to_the_origin(Store::Redis).await;
 }
 

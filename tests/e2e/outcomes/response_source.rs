@@ -171,9 +171,9 @@ const UNKNOWN: [Row; 20] = [
     ),
     // Got by the origin, and then refused: the last try's attributes say that nothing was sent …
     row("last-breath", "/last-breath/", &[], 0, (503, REFUSED, "URX,UF", true, 2)),
-    // … and look just the same where that is so.
+    // … and look just the same in that case.
     row("retried-refused", "/retried-nobody/", &[], 0, (503, REFUSED, "URX,UF", true, 2)),
-    // The flag of a circuit breaker, which forbade the retry of what was sent.
+    // The flag of a circuit breaker, which refused the retry of a sent request.
     row(
         "no-retries",
         "/no-retries/",
@@ -232,7 +232,7 @@ fn complete(request: Request, row: &Row) -> Request {
     request.key(row.name).caller("alice").json(BODY)
 }
 
-/// Sends the row's request, and looks at what its client gets.
+/// Sends the row's request, and checks its client's answer.
 async fn try_row(request: Request, row: &Row) {
     let mut request = complete(request, row);
     for (name, value) in row.headers {
@@ -251,7 +251,7 @@ async fn try_row(request: Request, row: &Row) {
     }
 }
 
-/// What this Envoy logged about the first request of a row, in the row's own words.
+/// This Envoy's log about the first request of a row, in the row's own words.
 async fn logged(deployment: &Deployment, envoy: usize, row: &Row) {
     let start = format!("row {} ", row.name);
     let line = || {
@@ -313,14 +313,14 @@ async fn where_nothing_has_run_the_key_is_free(store: Store) {
     assert_eq!(upstreams.executions(), 0);
 }
 
-async fn where_it_may_have_run_the_key_is_in_doubt_for_a_while(store: Store) {
+async fn if_it_may_have_run_the_outcome_is_unknown_for_a_while(store: Store) {
     let (deployment, _upstreams) = deployment(store).await;
     each(&UNKNOWN, |row| {
         let deployment = deployment.clone();
         async move {
             try_row(deployment.post(row.path), row).await;
             // The record is written when Envoy knows; a client that was cut off may know before it.
-            eventually("the key is in doubt", async || {
+            eventually("the outcome is unknown", async || {
                 let retry = complete(deployment.elsewhere(CLEAR), row).send().await;
                 assert_eq!(retry.status, 409, "{}", row.name);
                 assert!(["in-progress", "outcome-unknown"].contains(&retry.code().as_str()));
@@ -343,7 +343,7 @@ async fn where_it_may_have_run_the_key_is_in_doubt_for_a_while(store: Store) {
     .await;
 }
 
-async fn what_the_application_says_after_the_last_try_is_kept(store: Store) {
+async fn the_applications_answer_to_the_last_try_is_kept(store: Store) {
     let (deployment, _upstreams) = deployment(store).await;
     each(&KEPT, |row| {
         let deployment = deployment.clone();
@@ -372,7 +372,7 @@ async fn an_internal_redirect_is_not_followed(store: Store) {
         .send()
         .await;
     assert_eq!(first.status, 409);
-    eventually("the key is in doubt", async || {
+    eventually("the outcome is unknown", async || {
         request(CLEAR).send().await.code() == "outcome-unknown"
     })
     .await;
@@ -390,23 +390,23 @@ async fn where_nothing_has_run_the_key_is_free_in_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_it_may_have_run_the_key_is_in_doubt_for_a_while_in_memory() {
-    where_it_may_have_run_the_key_is_in_doubt_for_a_while(Store::Memory).await;
+async fn if_it_may_have_run_the_outcome_is_unknown_for_a_while_in_memory() {
+    if_it_may_have_run_the_outcome_is_unknown_for_a_while(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_it_may_have_run_the_key_is_in_doubt_for_a_while_in_redis() {
-    where_it_may_have_run_the_key_is_in_doubt_for_a_while(Store::Redis).await;
+async fn if_it_may_have_run_the_outcome_is_unknown_for_a_while_in_redis() {
+    if_it_may_have_run_the_outcome_is_unknown_for_a_while(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_application_says_after_the_last_try_is_kept_in_memory() {
-    what_the_application_says_after_the_last_try_is_kept(Store::Memory).await;
+async fn the_applications_answer_to_the_last_try_is_kept_in_memory() {
+    the_applications_answer_to_the_last_try_is_kept(Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_application_says_after_the_last_try_is_kept_in_redis() {
-    what_the_application_says_after_the_last_try_is_kept(Store::Redis).await;
+async fn the_applications_answer_to_the_last_try_is_kept_in_redis() {
+    the_applications_answer_to_the_last_try_is_kept(Store::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

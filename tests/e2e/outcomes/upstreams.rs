@@ -4,7 +4,7 @@ use super::aborts::{Abort, AbortingUpstream, BlackHole};
 use serde_json::{Value, json};
 use testkit::{Bootstrap, Origin};
 
-/// What the table of `src/exchange/source.rs` is made of, per request.
+/// The data for the table of `src/exchange/source.rs`, per request.
 const LOG: &str = "row %REQ(IDEMPOTENCY-KEY)% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS% \
     host=%UPSTREAM_HOST% tries=%UPSTREAM_REQUEST_ATTEMPT_COUNT% \
     outcome=%FILTER_STATE(wasm.idempotency.outcome:PLAIN)%\n";
@@ -14,7 +14,7 @@ pub(super) const NOWHERE: &str = "nowhere.example.com";
 
 /// Upstreams that fail, each in its way.
 pub(super) struct Upstreams {
-    /// Where clusters lead that would be fine but for what is set up about them.
+    /// The upstream of clusters that fail only because of their settings.
     fine: Origin,
     black_hole: BlackHole,
     garbage: AbortingUpstream,
@@ -39,7 +39,7 @@ impl Upstreams {
         }
     }
 
-    /// What reached a fine upstream behind a cluster that should have let nothing through.
+    /// Requests that reached a good upstream behind a cluster that should let none through.
     pub(super) fn executions(&self) -> usize {
         self.fine.executions()
     }
@@ -50,7 +50,7 @@ impl Upstreams {
         manager["access_log"][0]["typed_config"]["log_format"]["text_format_source"]["inline_string"] =
             json!(LOG);
         let hosts = manager["route_config"]["virtual_hosts"].as_array_mut().unwrap();
-        // The origin can tell a try from the next.
+        // The origin can distinguish two tries.
         hosts[0]["include_request_attempt_count"] = json!(true);
         hosts[0]["routes"].as_array_mut().unwrap().splice(0..0, routes());
         hosts.push(json!({ "name": "nowhere", "domains": [NOWHERE], "routes": [] }));
@@ -147,7 +147,7 @@ fn routes() -> Vec<Value> {
     ]
 }
 
-/// Filters that may refuse what the idempotency filter has let pass.
+/// Filters that may refuse a request that the idempotency filter has let pass.
 fn filters_behind() -> Vec<Value> {
     let denied = json!({ "header": { "name": "x-denied", "present_match": true } });
     let policy = json!({ "permissions": [denied], "principals": [{ "any": true }] });

@@ -1,12 +1,12 @@
-//! Tells what the filter does, with real requests to a real Envoy, and the count of executions at the
-//! origin beside each answer. `--serve` leaves both running instead.
+//! Shows the filter with real requests to a real Envoy, and prints the count of executions at the origin
+//! beside each answer. `--serve` leaves both running instead.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use testkit::{Answer, Bootstrap, Envoy, Origin, Request, World, eventually};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Some expectation of the story did not come true.
+/// Some line of the demo was not as expected.
 static FAILED: AtomicBool = AtomicBool::new(false);
 
 #[tokio::main]
@@ -23,10 +23,10 @@ async fn main() -> ExitCode {
     redirect(&world).await;
     pass(&world).await;
     if FAILED.load(Ordering::Relaxed) {
-        println!("\nNot everything came as it should: see the lines that end in NOT AS EXPECTED.");
+        println!("\nSome answers were not as expected: see the lines that end in NOT AS EXPECTED.");
         return ExitCode::FAILURE;
     }
-    println!("\nAll as it should be: {} executions for all of that.", world.executions());
+    println!("\nAll as expected: {} executions in total.", world.executions());
     ExitCode::SUCCESS
 }
 
@@ -65,14 +65,14 @@ async fn at_once(world: &World) {
 }
 
 async fn transitions(world: &World) {
-    chapter("A state machine: order 7 from A to B, whoever asks");
+    chapter("A state machine: order 7 from A to B, for any caller");
     let post = |client: &str, body: &str| {
         world.post("/orders/7/transitions").header("x-client", client).json(body).send()
     };
     let first = post("ann", r#"{"from":"A","to":"B"}"#).await;
     tell(world, "ann: A→B", &first, 200, "executed", 3);
     let second = post("bob", r#"{ "to": "B", "from": "A" }"#).await;
-    tell(world, "bob: A→B, in other words", &second, 200, "replayed", 3);
+    tell(world, "bob: A→B, in another order", &second, 200, "replayed", 3);
     let third = post("cleo", r#"{"from":"D","to":"B"}"#).await;
     tell(world, "cleo: D→B", &third, 200, "executed", 4);
 }
@@ -99,7 +99,7 @@ async fn waiter(world: &World) {
 }
 
 async fn redirect(world: &World) {
-    chapter("A duplicate that is sent to where the answer will be");
+    chapter("A duplicate that is redirected to the place of the answer");
     let request = world.post("/reports/2026").header("x-origin-hold", "report").json("{}");
     let first = tokio::spawn(request.clone().send());
     eventually("the report is being made", async || world.executions() == 6).await;
@@ -116,7 +116,7 @@ async fn redirect(world: &World) {
 }
 
 async fn pass(world: &World) {
-    chapter("What no rule protects");
+    chapter("A request that no rule protects");
     let get = Request::new(world.envoy.front, "GET", "/orders/7");
     tell(world, "GET /orders/7", &get.clone().send().await, 200, "-", 7);
     tell(world, "GET /orders/7, again", &get.send().await, 200, "-", 8);
@@ -158,7 +158,7 @@ async fn serve() -> ExitCode {
          Ctrl-C ends it.",
         envoy.admin, envoy.admin
     );
-    // A signal that is not awaited ends this process before its Envoy.
+    // Without waiting for the signal, it would end this process before its Envoy.
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::hangup()));
     let (Ok(mut terminated), Ok(mut hung_up)) = signals else { return ExitCode::FAILURE };
     tokio::select! {

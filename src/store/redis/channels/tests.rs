@@ -21,7 +21,7 @@ fn channels() -> Channels {
 /// With one who waits for [`KEY`], and listening.
 fn listening() -> Channels {
     let mut channels = channels();
-    assert_eq!(channels.watch(KEY, at(0)), [Event::Open(Line::Channels)]);
+    assert_eq!(channels.watch(KEY, at(0)), [Event::Open(Connection::Channels)]);
     assert_eq!(channels.opened(at(0)), [said(&["SUBSCRIBE", &name(KEY)])]);
     assert_eq!(channels.received(&word("subscribe", KEY), at(0)), [Event::Ended(KEY)]);
     channels
@@ -34,8 +34,8 @@ fn name(key: Key) -> String {
 fn said(words: &[&str]) -> Event {
     let mut out = Vec::new();
     let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
-    wire::write(&mut out, &words);
-    Event::Write(Line::Channels, out)
+    resp::write(&mut out, &words);
+    Event::Write(Connection::Channels, out)
 }
 
 /// What Redis sends: a confirmation, which ends with a number, or a message, which ends with a text.
@@ -46,7 +46,7 @@ fn word(kind: &str, key: Key) -> Vec<u8> {
 }
 
 #[test]
-fn nothing_is_opened_when_nobody_waits() {
+fn no_connection_is_opened_while_no_request_waits() {
     let mut channels = channels();
     assert_eq!((channels.alarm(), channels.tick(at(0))), (None, Vec::new()));
     // Who waited has gone before the connection was there.
@@ -58,7 +58,7 @@ fn nothing_is_opened_when_nobody_waits() {
 }
 
 #[test]
-fn the_first_who_waits_for_a_key_subscribes_and_the_last_to_go_unsubscribes() {
+fn the_first_waiter_of_a_key_subscribes_and_the_last_unsubscribes() {
     let mut channels = listening();
     assert_eq!(channels.watch(KEY, at(1)), []);
     assert_eq!(channels.watch(OTHER, at(1)), [said(&["SUBSCRIBE", &name(OTHER)])]);
@@ -69,11 +69,11 @@ fn the_first_who_waits_for_a_key_subscribes_and_the_last_to_go_unsubscribes() {
 }
 
 #[test]
-fn who_comes_while_the_connection_is_opened_is_subscribed_with_the_rest() {
+fn a_waiter_that_comes_while_the_connection_opens_is_subscribed_with_the_rest() {
     let mut channels = channels();
-    assert_eq!(channels.watch(KEY, at(0)), [Event::Open(Line::Channels)]);
+    assert_eq!(channels.watch(KEY, at(0)), [Event::Open(Connection::Channels)]);
     assert_eq!(channels.watch(OTHER, at(0)), []);
-    let [Event::Write(Line::Channels, bytes)] = &channels.opened(at(1))[..] else {
+    let [Event::Write(Connection::Channels, bytes)] = &channels.opened(at(1))[..] else {
         panic!("nothing was written")
     };
     let text = String::from_utf8_lossy(bytes);
@@ -91,22 +91,22 @@ fn the_login_comes_first() {
     else {
         panic!("nothing was written")
     };
-    let both = Event::Write(Line::Channels, [login, subscription].concat());
+    let both = Event::Write(Connection::Channels, [login, subscription].concat());
     assert_eq!(channels.opened(at(1)), [both]);
     let replies = [b"+OK\r\n", &word("subscribe", KEY)[..]].concat();
     assert_eq!(channels.received(&replies, at(2)), [Event::Ended(KEY)]);
 }
 
 #[test]
-fn a_subscription_that_stands_counts_as_a_word() {
-    // The claim may have ended before anybody listened, so whoever waits has to look again.
+fn a_confirmed_subscription_counts_as_a_message() {
+    // The claim may have ended before the subscription, so waiters have to check again.
     let mut channels = listening();
     channels.watch(OTHER, at(1));
     assert_eq!(channels.received(&word("subscribe", OTHER), at(1)), [Event::Ended(OTHER)]);
 }
 
 #[test]
-fn a_message_is_for_whom_it_names_and_for_nobody_who_has_gone() {
+fn a_message_wakes_only_waiters_of_its_key_that_are_still_there() {
     let mut channels = listening();
     assert_eq!(channels.received(&word("message", KEY), at(1)), [Event::Ended(KEY)]);
     assert_eq!(channels.received(&word("message", OTHER), at(1)), []);
@@ -118,7 +118,7 @@ fn a_message_is_for_whom_it_names_and_for_nobody_who_has_gone() {
 }
 
 #[test]
-fn words_may_be_split_at_every_byte() {
+fn messages_may_be_split_at_every_byte() {
     let stream = [word("message", KEY), word("subscribe", KEY)].concat();
     for split in 0..=stream.len() {
         let mut channels = listening();
@@ -138,7 +138,7 @@ fn a_lost_connection_is_opened_again_with_all_that_is_watched() {
     assert!(at(2) < alarm && alarm <= at(52), "{alarm:?}");
     assert_eq!(channels.watch(OTHER, at(2)), [], "the pause is not over");
     assert_eq!(channels.unwatch(OTHER, at(2)), []);
-    assert_eq!(channels.tick(alarm), [Event::Open(Line::Channels)]);
+    assert_eq!(channels.tick(alarm), [Event::Open(Connection::Channels)]);
     assert_eq!(channels.opened(alarm), [said(&["SUBSCRIBE", &name(KEY)])]);
     // What was lost meanwhile is made up for, and half a word is forgotten.
     assert_eq!(channels.received(&word("subscribe", KEY), alarm), [Event::Ended(KEY)]);
@@ -154,7 +154,7 @@ fn a_connection_that_cannot_be_had_is_tried_again_with_growing_pauses() {
         channels.closed(now);
         let alarm = channels.alarm().unwrap();
         pauses.push(now.until(alarm));
-        assert_eq!(channels.tick(alarm), [Event::Open(Line::Channels)]);
+        assert_eq!(channels.tick(alarm), [Event::Open(Connection::Channels)]);
         assert_eq!(channels.alarm(), None);
         now = alarm;
     }
@@ -168,34 +168,34 @@ fn a_connection_that_cannot_be_had_is_tried_again_with_growing_pauses() {
 }
 
 #[test]
-fn when_redis_refuses_it_is_left_alone_for_a_minute_and_told_once() {
+fn a_refusal_is_logged_once_and_not_retried_for_a_minute() {
     let mut channels = listening();
     let refused = b"-NOPERM this user has no permissions to access one of the channels\r\n";
     let events = channels.received(refused, at(1));
-    let [Event::Warn(text), Event::Close(Line::Channels)] = &events[..] else {
+    let [Event::Warn(text), Event::Close(Connection::Channels)] = &events[..] else {
         panic!("{events:?}")
     };
     assert!(text.contains("NOPERM"), "{text}");
     assert_eq!(channels.watch(OTHER, at(2)), []);
     assert_eq!(channels.tick(at(60_000)), []);
     assert_eq!(channels.alarm(), Some(at(60_001)));
-    assert_eq!(channels.tick(at(60_001)), [Event::Open(Line::Channels)]);
+    assert_eq!(channels.tick(at(60_001)), [Event::Open(Connection::Channels)]);
     channels.opened(at(60_001));
-    assert_eq!(channels.received(refused, at(60_002)), [Event::Close(Line::Channels)]);
+    assert_eq!(channels.received(refused, at(60_002)), [Event::Close(Connection::Channels)]);
     assert_eq!(channels.alarm(), Some(at(120_002)));
 }
 
 #[test]
-fn a_connection_that_nobody_needs_is_closed_after_ten_seconds() {
+fn an_unused_connection_is_closed_after_ten_seconds() {
     let mut channels = listening();
     assert_eq!(channels.tick(at(60_000)), [], "somebody waits");
     channels.unwatch(KEY, at(60_000));
     assert_eq!(channels.alarm(), Some(at(70_000)));
     assert_eq!(channels.tick(at(69_999)), []);
-    assert_eq!(channels.tick(at(70_000)), [Event::Close(Line::Channels)]);
+    assert_eq!(channels.tick(at(70_000)), [Event::Close(Connection::Channels)]);
     assert_eq!(channels.alarm(), None);
     // It was not missed, so the next who waits has one at once.
-    assert_eq!(channels.watch(KEY, at(70_000)), [Event::Open(Line::Channels)]);
+    assert_eq!(channels.watch(KEY, at(70_000)), [Event::Open(Connection::Channels)]);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_connection_that_took_long_to_open_has_its_ten_seconds_from_then() {
 }
 
 #[test]
-fn who_comes_within_ten_seconds_finds_the_connection_open() {
+fn a_waiter_within_ten_seconds_finds_the_connection_open() {
     let mut channels = listening();
     channels.unwatch(KEY, at(0));
     assert_eq!(channels.watch(OTHER, at(9_999)), [said(&["SUBSCRIBE", &name(OTHER)])]);
@@ -216,7 +216,7 @@ fn who_comes_within_ten_seconds_finds_the_connection_open() {
 }
 
 #[test]
-fn frames_that_are_no_words_do_no_harm() {
+fn frames_that_are_not_messages_do_no_harm() {
     let mut channels = listening();
     for frame in [
         &b"+OK\r\n"[..],
@@ -236,12 +236,12 @@ fn frames_that_are_no_words_do_no_harm() {
 }
 
 #[test]
-fn what_is_no_resp_closes_the_connection_and_another_is_opened() {
+fn bytes_that_are_not_resp_close_the_connection_and_another_is_opened() {
     let mut channels = listening();
-    assert_eq!(channels.received(b"HTTP/1.1 400\r\n", at(1)), [Event::Close(Line::Channels)]);
+    assert_eq!(channels.received(b"HTTP/1.1 400\r\n", at(1)), [Event::Close(Connection::Channels)]);
     assert_eq!(channels.received(&word("message", KEY), at(1)), [], "the old connection's");
     let alarm = channels.alarm().unwrap();
-    assert_eq!(channels.tick(alarm), [Event::Open(Line::Channels)]);
+    assert_eq!(channels.tick(alarm), [Event::Open(Connection::Channels)]);
 }
 
 proptest! {
@@ -252,11 +252,11 @@ proptest! {
         let mut channels = listening();
         for piece in pieces {
             for event in channels.received(&piece, at(1)) {
-                let fits = matches!(event, Event::Close(Line::Channels) | Event::Warn(_));
+                let fits = matches!(event, Event::Close(Connection::Channels) | Event::Warn(_));
                 prop_assert!(fits, "{:?}", event);
             }
         }
         // Whatever it was, it listens or will.
-        prop_assert!(channels.link.is_open() || channels.alarm().is_some());
+        prop_assert!(channels.reconnect.is_open() || channels.alarm().is_some());
     }
 }

@@ -16,7 +16,7 @@ const LATE: u64 = 250;
 
 const NOEVICTION: &[u8] = b"*2\r\n$16\r\nmaxmemory-policy\r\n$10\r\nnoeviction\r\n";
 
-const BROKEN: &str = "Redis sent what is no RESP2";
+const BROKEN: &str = "Redis sent bytes that are not RESP2";
 
 fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(1_000_000 + millis)
@@ -87,7 +87,7 @@ const UNREACHED: &str = "Redis cannot be reached";
 
 /// What the host has of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Connection {
+enum Phase {
     None,
     Opening,
     Open,
@@ -96,7 +96,7 @@ enum Connection {
 /// A pipe and the Redis at its other end, which says what the test says.
 struct World {
     pipe: Pipe,
-    connection: Connection,
+    connection: Phase,
     opens: usize,
     /// What was written on this connection and is no whole command yet.
     bytes: Vec<u8>,
@@ -116,7 +116,7 @@ impl World {
         let settings = Settings { prefix: "idem:".to_owned(), timeout: TIMEOUT, login };
         Self {
             pipe: Pipe::new(settings, 7),
-            connection: Connection::None,
+            connection: Phase::None,
             opens: 0,
             bytes: Vec::new(),
             asked: VecDeque::new(),
@@ -142,13 +142,13 @@ impl World {
     fn perform(&mut self, events: Vec<Event>) {
         for event in events {
             match event {
-                Event::Open(Line::Commands) => {
-                    assert_eq!(self.connection, Connection::None, "opened twice");
-                    self.connection = Connection::Opening;
+                Event::Open(Connection::Commands) => {
+                    assert_eq!(self.connection, Phase::None, "opened twice");
+                    self.connection = Phase::Opening;
                     self.opens += 1;
                 }
-                Event::Write(Line::Commands, bytes) => {
-                    assert_eq!(self.connection, Connection::Open, "written to no connection");
+                Event::Write(Connection::Commands, bytes) => {
+                    assert_eq!(self.connection, Phase::Open, "written to no connection");
                     self.bytes.extend(bytes);
                     while let Some((frame, length)) = decode(&self.bytes).unwrap() {
                         self.bytes.drain(..length);
@@ -156,19 +156,19 @@ impl World {
                     }
                     assert!(self.bytes.is_empty(), "half a command was written");
                 }
-                Event::Close(Line::Commands) => {
-                    assert_eq!(self.connection, Connection::Open, "closed what is not open");
+                Event::Close(Connection::Commands) => {
+                    assert_eq!(self.connection, Phase::Open, "closed what is not open");
                     self.lost();
                 }
-                Event::Replied(ticket, command, reply) => {
-                    assert_eq!(command.key(), key(ticket.0), "another's command");
-                    self.replies.push((ticket.0, reply));
+                Event::Replied(id, command, reply) => {
+                    assert_eq!(command.key(), key(id.0), "another's command");
+                    self.replies.push((id.0, reply));
                 }
                 Event::Warn(text) => self.warnings.push(text),
                 Event::WarnOnce(text) => self.once.push(text),
-                event @ (Event::Open(Line::Channels)
-                | Event::Write(Line::Channels, _)
-                | Event::Close(Line::Channels)
+                event @ (Event::Open(Connection::Channels)
+                | Event::Write(Connection::Channels, _)
+                | Event::Close(Connection::Channels)
                 | Event::Call(..)
                 | Event::Ended(_)) => panic!("no business of the pipe: {event:?}"),
             }
@@ -176,7 +176,7 @@ impl World {
     }
 
     fn lost(&mut self) {
-        self.connection = Connection::None;
+        self.connection = Phase::None;
         self.bytes.clear();
         self.asked.clear();
     }
@@ -186,13 +186,13 @@ impl World {
     }
 
     fn ask_for(&mut self, number: u64, command: Command, millis: u64) {
-        let events = self.pipe.ask(Ticket(number), command, at(millis));
+        let events = self.pipe.ask(CommandId(number), command, at(millis));
         self.perform(events);
     }
 
     fn opened(&mut self, millis: u64) {
-        assert_eq!(self.connection, Connection::Opening, "nobody wanted a connection");
-        self.connection = Connection::Open;
+        assert_eq!(self.connection, Phase::Opening, "nobody wanted a connection");
+        self.connection = Phase::Open;
         let events = self.pipe.opened(at(millis));
         self.perform(events);
     }
@@ -204,7 +204,7 @@ impl World {
 
     /// The connection is gone, or could not be had.
     fn closed(&mut self, millis: u64) {
-        assert_ne!(self.connection, Connection::None, "there is none");
+        assert_ne!(self.connection, Phase::None, "there is none");
         self.lost();
         let events = self.pipe.closed(at(millis));
         self.perform(events);
@@ -220,7 +220,7 @@ impl World {
         for _ in 0..4 {
             let alarm = self.alarm().expect("it waits for nothing");
             self.tick(alarm);
-            if self.connection == Connection::Opening {
+            if self.connection == Phase::Opening {
                 return alarm;
             }
         }
@@ -279,7 +279,7 @@ fn nothing_is_opened_before_the_first_command_and_only_one_connection_for_many()
     world.ask(1, 0);
     world.ask(2, 5);
     world.tick(10);
-    assert_eq!((world.connection, world.opens), (Connection::Opening, 1));
+    assert_eq!((world.connection, world.opens), (Phase::Opening, 1));
     world.opened(10);
     world.ask(3, 10);
     world.tick(20);
@@ -287,7 +287,7 @@ fn nothing_is_opened_before_the_first_command_and_only_one_connection_for_many()
 }
 
 #[test]
-fn what_was_asked_meanwhile_is_written_when_the_connection_is_open_and_the_rest_at_once() {
+fn commands_wait_until_the_connection_is_open_and_later_ones_are_written_at_once() {
     let mut world = World::new();
     world.ask(1, 0);
     world.ask(2, 5);
@@ -369,7 +369,7 @@ fn replies_may_be_split_at_every_byte() {
 }
 
 #[test]
-fn a_script_that_redis_does_not_know_is_sent_as_text_behind_what_is_in_flight() {
+fn a_script_that_redis_does_not_know_is_sent_as_text_behind_the_commands_in_flight() {
     let mut world = World::greeted();
     (1..=3).for_each(|number| world.ask(number, 0));
     assert_eq!(world.said(), ["EVALSHA 1", "EVALSHA 2", "EVALSHA 3"]);
@@ -414,7 +414,7 @@ fn a_late_command_fails_and_its_reply_is_dropped_when_it_comes() {
     assert_eq!(world.outcomes(), []);
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
-    assert_eq!(world.connection, Connection::Open);
+    assert_eq!(world.connection, Phase::Open);
     world.reply(&late[3..], 300);
     assert_eq!(world.outcomes(), []);
     world.reply(&claimed(2), 301);
@@ -422,13 +422,13 @@ fn a_late_command_fails_and_its_reply_is_dropped_when_it_comes() {
 }
 
 #[test]
-fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token() {
+fn a_silent_pipe_is_given_up_and_commands_in_time_are_sent_again_with_their_token() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 200);
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
-    assert_eq!(world.connection, Connection::None);
+    assert_eq!(world.connection, Phase::None);
     // What comes on the old connection all the same is of no use.
     world.reply(&claimed(1), LATE);
     assert!(world.until_opening() < 200 + LATE);
@@ -441,16 +441,16 @@ fn a_silent_pipe_is_given_up_and_what_is_not_late_is_sent_again_with_its_token()
 }
 
 #[test]
-fn a_pipe_that_fell_silent_is_given_up_though_nobody_waits_on_it_any_more() {
+fn a_silent_pipe_is_given_up_even_if_no_command_waits_any_more() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.reply(&claimed(1)[..3], 200);
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
     // The next command would be late on it for nothing.
-    assert_eq!((world.connection, world.alarm()), (Connection::Open, Some(200 + LATE)));
+    assert_eq!((world.connection, world.alarm()), (Phase::Open, Some(200 + LATE)));
     world.tick(200 + LATE);
-    assert_eq!((world.connection, world.alarm()), (Connection::None, None));
+    assert_eq!((world.connection, world.alarm()), (Phase::None, None));
 }
 
 #[test]
@@ -459,7 +459,7 @@ fn a_pipe_that_was_idle_for_long_is_not_taken_for_a_silent_one() {
     world.ask(1, 10_000);
     assert_eq!(world.alarm(), Some(10_000 + LATE));
     world.tick(10_000 + LATE - 1);
-    assert_eq!((world.connection, world.opens), (Connection::Open, 1));
+    assert_eq!((world.connection, world.opens), (Phase::Open, 1));
 }
 
 #[test]
@@ -476,27 +476,27 @@ fn half_a_reply_of_a_lost_connection_is_not_read_into_the_next() {
 }
 
 #[test]
-fn what_is_no_resp_closes_the_pipe_and_the_commands_go_to_the_next() {
+fn bytes_that_are_not_resp_close_the_pipe_and_the_commands_go_to_the_next() {
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 0);
     world.reply(&[&claimed(1)[..], b"HTTP/1.1 400 Bad Request\r\n"].concat(), 1);
     assert_eq!(world.outcomes(), [(1, Ok(Reply::Claimed { attempt: 1 }))]);
     assert_eq!(world.warnings, [BROKEN]);
-    assert_eq!(world.connection, Connection::None);
+    assert_eq!(world.connection, Phase::None);
     let opening = world.until_opening();
     world.opened(opening);
     assert_eq!(world.said(), ["EVALSHA 2"]);
 }
 
 #[test]
-fn a_reply_to_a_question_that_nobody_asked_closes_the_pipe() {
+fn a_reply_that_no_command_waits_for_closes_the_pipe() {
     let mut world = World::greeted();
     world.reply(&claimed(1), 1);
-    assert_eq!(world.warnings, ["Redis replied to a question that nobody asked"]);
-    assert_eq!(world.connection, Connection::None);
+    assert_eq!(world.warnings, ["Redis sent a reply that no command waits for"]);
+    assert_eq!(world.connection, Phase::None);
     world.ask(2, 2);
-    assert_eq!(world.connection, Connection::Opening);
+    assert_eq!(world.connection, Phase::Opening);
 }
 
 #[test]
@@ -505,15 +505,15 @@ fn a_reply_of_another_kind_fails_its_command_and_closes_the_pipe() {
     world.ask(1, 0);
     world.ask(2, 0);
     world.reply(&done(1), 1);
-    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
-    assert_eq!(world.connection, Connection::None);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis sent the reply to another command"))]);
+    assert_eq!(world.connection, Phase::None);
     let opening = world.until_opening();
     world.opened(opening);
     assert_eq!(world.said(), ["EVALSHA 2"]);
 }
 
 #[test]
-fn when_redis_cannot_be_reached_twice_everybody_is_told_at_once_until_the_pause_is_over() {
+fn after_two_failed_connections_commands_fail_at_once_until_the_pause_is_over() {
     let mut world = World::new();
     world.ask(1, 0);
     world.closed(1);
@@ -525,7 +525,7 @@ fn when_redis_cannot_be_reached_twice_everybody_is_told_at_once_until_the_pause_
     assert_eq!(world.alarm(), None);
     world.ask(3, second + 1);
     assert_eq!(world.outcomes(), [(3, unavailable(UNREACHED))]);
-    let over = world.pipe.link.retry_at().unwrap().as_millis() - at(0).as_millis();
+    let over = world.pipe.reconnect.retry_at().unwrap().as_millis() - at(0).as_millis();
     world.ask(4, over - 1);
     assert_eq!(world.outcomes(), [(4, unavailable(UNREACHED))]);
     assert_eq!(world.opens, 2);
@@ -542,11 +542,11 @@ fn when_redis_cannot_be_reached_twice_everybody_is_told_at_once_until_the_pause_
 }
 
 #[test]
-fn a_connection_that_ends_while_nobody_needs_it_is_no_failure() {
+fn a_connection_that_ends_while_no_command_needs_it_is_no_failure() {
     let mut world = World::greeted();
     for number in 1..5 {
         world.closed(number);
-        assert_eq!((world.connection, world.alarm()), (Connection::None, None));
+        assert_eq!((world.connection, world.alarm()), (Phase::None, None));
         world.ask(number, number);
         world.opened(number);
         world.reply(&claimed(number), number);
@@ -588,7 +588,7 @@ fn no_more_than_64_mebibytes_are_under_way() {
 }
 
 #[test]
-fn a_refused_login_is_told_once_until_it_is_taken_again() {
+fn a_refused_login_is_logged_once_until_it_succeeds_again() {
     let login = Login { username: None, password: Secret(b"secret".to_vec()) };
     let mut world = World::with_login(Some(login));
     let refused = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n";
@@ -596,13 +596,13 @@ fn a_refused_login_is_told_once_until_it_is_taken_again() {
     for _ in 0..2 {
         world.ask(1, now);
         for _ in 0..2 {
-            if world.connection == Connection::None {
+            if world.connection == Phase::None {
                 now = world.until_opening();
             }
             world.opened(now);
             // The others' errors come along, and are not taken for replies.
             world.reply(&[&refused[..], b"-NOAUTH x\r\n-NOAUTH x\r\n"].concat(), now);
-            assert_eq!(world.connection, Connection::None);
+            assert_eq!(world.connection, Phase::None);
         }
         // Twice in a row: there is no hope.
         assert_eq!(world.outcomes(), [(1, unanswered(UNREACHED))]);
@@ -630,7 +630,7 @@ fn a_replica_fails_its_command_and_the_others_look_for_the_primary() {
     world.ask(2, 0);
     world.reply(b"-READONLY You can't write against a read only replica.\r\n", 1);
     assert_eq!(world.outcomes(), [(1, unavailable("Redis is a replica"))]);
-    assert_eq!(world.connection, Connection::None);
+    assert_eq!(world.connection, Phase::None);
     let opening = world.until_opening();
     world.opened(opening);
     assert_eq!(world.said(), ["EVALSHA 2"]);
@@ -645,11 +645,11 @@ fn an_error_that_is_the_commands_own_leaves_the_pipe_open() {
     world.reply(&claimed(2), 1);
     let claimed = Ok(Reply::Claimed { attempt: 2 });
     assert_eq!(world.outcomes(), [(1, unavailable("Redis is out of memory")), (2, claimed)]);
-    assert_eq!(world.connection, Connection::Open);
+    assert_eq!(world.connection, Phase::Open);
 }
 
 #[test]
-fn only_what_was_never_sent_is_known_not_to_be_done() {
+fn only_a_command_that_was_never_sent_is_known_not_to_be_done() {
     let mut world = World::new();
     world.ask(1, 0);
     world.tick(LATE);
@@ -740,7 +740,7 @@ impl Run {
     }
 
     fn happen(&mut self, happening: Happening) {
-        let open = self.world.connection == Connection::Open;
+        let open = self.world.connection == Phase::Open;
         match happening {
             Happening::Ask | Happening::AskMuch => {
                 self.asked += 1;
@@ -749,10 +749,10 @@ impl Run {
                 let command = if much { complete(self.asked, 100) } else { claim(self.asked) };
                 self.world.ask_for(self.asked, command, self.now);
             }
-            Happening::Opened if self.world.connection == Connection::Opening => {
+            Happening::Opened if self.world.connection == Phase::Opening => {
                 self.world.opened(self.now);
             }
-            Happening::Closed if self.world.connection != Connection::None => {
+            Happening::Closed if self.world.connection != Phase::None => {
                 self.world.closed(self.now);
             }
             Happening::Reply if open => {
@@ -783,7 +783,7 @@ impl Run {
             | Happening::Garbage
             | Happening::Unasked => {}
         }
-        if self.world.connection != Connection::Open {
+        if self.world.connection != Phase::Open {
             self.rest.clear();
         }
         self.check();
@@ -795,7 +795,7 @@ impl Run {
         while let Some(alarm) = self.world.alarm().filter(|alarm| *alarm <= end) {
             self.now = self.now.max(alarm);
             self.world.tick(self.now);
-            if self.world.connection != Connection::Open {
+            if self.world.connection != Phase::Open {
                 self.rest.clear();
             }
             self.check();
@@ -885,9 +885,9 @@ fn a_claim_that_is_late_by_a_clock_that_was_set_is_sent_again_once() {
     world.reply(&too_late(1, 9_000_000), 10);
     assert_eq!(not_after(&world.asked[0]), 9_000_000 + LATE - 10);
     world.reply(&too_late(1, 9_000_020), 20);
-    let late = unavailable("the claim came to Redis too late");
+    let late = unavailable("the claim reached Redis too late");
     assert_eq!(world.outcomes(), [(1, late)]);
-    assert_eq!(world.connection, Connection::Open);
+    assert_eq!(world.connection, Phase::Open);
 }
 
 #[test]
@@ -896,8 +896,8 @@ fn a_reply_that_names_another_question_closes_the_pipe() {
     (1..=3).for_each(|number| world.ask(number, 0));
     // One reply is missing: the second's would be taken for the first's.
     world.reply(&[claimed(2), claimed(3)].concat(), 1);
-    assert_eq!(world.connection, Connection::None);
-    assert_eq!(world.outcomes(), [(1, unanswered("Redis gave the reply to another command"))]);
+    assert_eq!(world.connection, Phase::None);
+    assert_eq!(world.outcomes(), [(1, unanswered("Redis sent the reply to another command"))]);
     let opening = world.until_opening();
     world.opened(opening);
     assert_eq!(world.said(), ["EVALSHA 2", "EVALSHA 3"]);
@@ -909,11 +909,11 @@ fn a_reply_that_names_another_question_closes_the_pipe() {
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
     world.reply(&[&claimed(1)[3..5], &claimed(2)[5..]].concat(), LATE + 1);
-    assert_eq!((world.connection, world.outcomes()), (Connection::None, vec![]));
+    assert_eq!((world.connection, world.outcomes()), (Phase::None, vec![]));
 }
 
 #[test]
-fn claims_leave_room_for_what_ends_claims() {
+fn claims_leave_room_for_commands_that_end_claims() {
     let mut world = World::greeted();
     for number in 1..=MOST_CLAIMS as u64 {
         world.ask(number, 0);

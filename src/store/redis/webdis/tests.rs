@@ -29,8 +29,8 @@ fn extend() -> Command {
     Command::Extend { key: Key([0xab; 32]), token, lease: Duration::from_secs(3) }
 }
 
-fn asked(webdis: &mut Webdis, ticket: u64, command: Command) -> Call {
-    call(webdis.ask(Ticket(ticket), command, NOW))
+fn asked(webdis: &mut Webdis, id: u64, command: Command) -> Call {
+    call(webdis.ask(CommandId(id), command, NOW))
 }
 
 fn call(events: Vec<Event>) -> Call {
@@ -48,8 +48,8 @@ fn claimed(number: u8, attempt: u8) -> Vec<u8> {
 fn outcome(status: u16, body: &[u8]) -> Result<Reply, StoreError> {
     let mut webdis = webdis();
     asked(&mut webdis, 1, claim(1));
-    let events = webdis.called(Ticket(1), status, body, NOW);
-    let [Event::Replied(Ticket(1), command, reply)] = <[Event; 1]>::try_from(events).unwrap()
+    let events = webdis.called(CommandId(1), status, body, NOW);
+    let [Event::Replied(CommandId(1), command, reply)] = <[Event; 1]>::try_from(events).unwrap()
     else {
         panic!("no reply")
     };
@@ -97,20 +97,20 @@ fn redis_s_own_reply_is_the_reply() {
     // There is no connection to give up, so this fails like any other.
     let replica = StoreError::Unavailable("Redis is a replica");
     assert_eq!(outcome(200, b"-READONLY x\r\n"), Err(replica));
-    let foreign = StoreError::Unanswered("Redis gave the reply to another command");
+    let foreign = StoreError::Unanswered("Redis sent the reply to another command");
     assert_eq!(outcome(200, b"$5\r\n\x01\x01\x01\x01D\r\n"), Err(foreign));
 }
 
 #[test]
-fn what_is_no_reply_of_redis_s_leaves_it_open_whether_it_was_done() {
+fn an_answer_that_is_not_a_reply_of_redis_leaves_it_open_whether_it_was_done() {
     for (status, body, why) in [
-        (200, &b""[..], "Webdis cut a reply short"),
-        (200, b"$17\r\n\x01\x01\x01\x01C\0", "Webdis cut a reply short"),
-        (200, b"{\"EVALSHA\":true}", "Webdis sent what is no RESP2"),
-        (0, b"", "Webdis has cut the connection"),
+        (200, &b""[..], "Webdis sent an incomplete reply"),
+        (200, b"$17\r\n\x01\x01\x01\x01C\0", "Webdis sent an incomplete reply"),
+        (200, b"{\"EVALSHA\":true}", "Webdis sent bytes that are not RESP2"),
+        (0, b"", "Webdis closed the connection"),
         (504, b"upstream request timeout", "Redis did not answer in time"),
-        (403, b"", "Webdis gave an answer that this filter does not know"),
-        (500, b"", "Webdis gave an answer that this filter does not know"),
+        (403, b"", "Webdis answered with an unexpected status"),
+        (500, b"", "Webdis answered with an unexpected status"),
     ] {
         assert_eq!(outcome(status, body), Err(StoreError::Unanswered(why)), "{status}");
     }
@@ -129,12 +129,12 @@ fn a_script_that_redis_does_not_know_is_called_by_its_text_within_the_same_time(
     let mut webdis = webdis();
     let digest = asked(&mut webdis, 1, claim(1));
     let later = NOW.after(Duration::from_millis(100));
-    let text = call(webdis.called(Ticket(1), 200, b"-NOSCRIPT x\r\n", later));
+    let text = call(webdis.called(CommandId(1), 200, b"-NOSCRIPT x\r\n", later));
     assert!(text.path.starts_with("/EVAL/local%20"), "{}", text.path);
     assert_eq!((text.method, &text.body), ("PUT", &digest.body));
     assert_eq!(text.timeout, Duration::from_millis(150));
-    let events = webdis.called(Ticket(1), 200, &claimed(1, 1), later);
-    let claimed = Event::Replied(Ticket(1), claim(1), Ok(Reply::Claimed { attempt: 1 }));
+    let events = webdis.called(CommandId(1), 200, &claimed(1, 1), later);
+    let claimed = Event::Replied(CommandId(1), claim(1), Ok(Reply::Claimed { attempt: 1 }));
     assert_eq!(events, [claimed]);
 }
 
@@ -143,19 +143,19 @@ fn a_script_is_not_called_by_its_text_when_the_time_is_over() {
     let mut webdis = webdis();
     asked(&mut webdis, 1, claim(1));
     let late = NOW.after(Duration::from_millis(250));
-    let events = webdis.called(Ticket(1), 200, b"-NOSCRIPT x\r\n", late);
-    let [Event::Replied(Ticket(1), _, Err(StoreError::Unavailable(_)))] = &events[..] else {
+    let events = webdis.called(CommandId(1), 200, b"-NOSCRIPT x\r\n", late);
+    let [Event::Replied(CommandId(1), _, Err(StoreError::Unavailable(_)))] = &events[..] else {
         panic!("{events:?}")
     };
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_is_ignored() {
+fn an_answer_that_no_command_waits_for_is_ignored() {
     let mut webdis = webdis();
-    assert_eq!(webdis.called(Ticket(1), 200, b"$1\r\nD\r\n", NOW), []);
+    assert_eq!(webdis.called(CommandId(1), 200, b"$1\r\nD\r\n", NOW), []);
     asked(&mut webdis, 1, claim(1));
-    assert_eq!(webdis.called(Ticket(1), 0, b"", NOW).len(), 1);
-    assert_eq!(webdis.called(Ticket(1), 200, &claimed(1, 1), NOW), []);
+    assert_eq!(webdis.called(CommandId(1), 0, b"", NOW).len(), 1);
+    assert_eq!(webdis.called(CommandId(1), 200, &claimed(1, 1), NOW), []);
 }
 
 #[test]
@@ -163,21 +163,21 @@ fn answers_may_come_in_any_order() {
     let mut webdis = webdis();
     asked(&mut webdis, 1, claim(1));
     asked(&mut webdis, 2, claim(2));
-    for (ticket, number) in [(2, 2), (1, 1)] {
+    for (id, number) in [(2, 2), (1, 1)] {
         let body = claimed(number, number);
-        let events = webdis.called(Ticket(ticket), 200, &body, NOW);
+        let events = webdis.called(CommandId(id), 200, &body, NOW);
         let claimed = Reply::Claimed { attempt: number.into() };
-        assert_eq!(events, [Event::Replied(Ticket(ticket), claim(number), Ok(claimed))]);
+        assert_eq!(events, [Event::Replied(CommandId(id), claim(number), Ok(claimed))]);
     }
 }
 
 #[test]
 fn no_more_than_1024_commands_are_under_way() {
     let mut webdis = webdis();
-    (0..1024).for_each(|ticket| drop(asked(&mut webdis, ticket, claim(1))));
+    (0..1024).for_each(|id| drop(asked(&mut webdis, id, claim(1))));
     let full = Err(StoreError::Unavailable("too many commands are under way"));
-    let refused = Event::Replied(Ticket(1024), claim(1), full);
-    assert_eq!(webdis.ask(Ticket(1024), claim(1), NOW), [refused]);
-    webdis.called(Ticket(0), 0, b"", NOW);
+    let refused = Event::Replied(CommandId(1024), claim(1), full);
+    assert_eq!(webdis.ask(CommandId(1024), claim(1), NOW), [refused]);
+    webdis.called(CommandId(0), 0, b"", NOW);
     asked(&mut webdis, 1025, claim(1));
 }

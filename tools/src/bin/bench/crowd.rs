@@ -1,9 +1,9 @@
-//! `-- crowd`: how long other requests of a worker take while it lets a crowd go.
+//! `-- crowd`: the latency of a worker's other requests while it answers a crowd.
 //!
 //! With `DELIBERATE_BATCH=N`, the module of `make trap` deals with N streams a callback instead of `BATCH`.
 //!
 //! The control is Envoy without the filter, whose origin holds such a crowd and then answers all of it. The
-//! clients and the origin share this machine's cores, so only the ratios mean something.
+//! clients and the origin share this machine's cores, so only the ratios are meaningful.
 
 use serde_json::json;
 use std::net::SocketAddr;
@@ -17,28 +17,29 @@ use tokio::runtime;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// As many as wait for one key.
+/// Number of requests that wait for one key.
 const NUMBER: usize = 10_000;
 
 /// Samples of all rounds count together.
 const ROUNDS: usize = 5;
 
-/// The other requests are observed so long before anybody waits, and while all wait.
+/// How long the other requests are measured before the crowd waits, and while it waits.
 const OBSERVED: Duration = Duration::from_secs(1);
 
-/// Pause between two of the other requests of one kind: a worker has time for many more.
+/// Pause between two of the other requests of one kind: a worker could handle many more.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// The requests that are measured.
+/// The measured requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    /// No rule matches, and Envoy answers by itself, for its cluster has no hosts: the worker's time alone.
+    /// No rule matches, and Envoy answers by itself, because its cluster has no hosts: only the worker's
+    /// time.
     Get,
-    /// It has a key of its own, and runs: the origin's time besides, which in the control answers the crowd.
+    /// It has its own key, and runs: also the origin's time, which in the control answers the crowd.
     Post,
 }
 
-/// What the crowd does meanwhile.
+/// The state of the crowd.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Phase {
     Away,
@@ -53,19 +54,19 @@ impl Phase {
         match self {
             Self::Away => "no crowd",
             Self::Waits => "it waits",
-            Self::LetGo => "it is let go",
+            Self::LetGo => "it ends",
         }
     }
 }
 
-/// A request that was measured.
+/// A measured request.
 struct Sample {
     kind: Kind,
     sent: Instant,
     took: Duration,
 }
 
-/// Sends a request of each kind in every [`PAUSE`], whether or not those before were answered.
+/// Sends a request of each kind in every [`PAUSE`], even if those before are not answered yet.
 struct Others {
     stop: Arc<AtomicBool>,
     sending: JoinHandle<Vec<JoinHandle<Sample>>>,
@@ -118,15 +119,15 @@ fn request(front: SocketAddr, key: &str) -> Request {
     Request::new(front, "POST", "/pay").key(key).caller("alice").json("{}").http2()
 }
 
-/// What is measured of one Envoy.
+/// The measurements of one Envoy.
 struct Measured {
     name: &'static str,
     samples: Vec<(Phase, Sample)>,
-    /// From the release of the first until the last waiter had its answer, in each round.
+    /// From the release of the first until the last waiting request has its answer, in each round.
     let_go: Vec<Duration>,
 }
 
-/// One that lets crowds go.
+/// An Envoy under test.
 struct Subject<'a> {
     name: &'static str,
     envoy: &'a Envoy,
@@ -157,7 +158,7 @@ impl Subject<'_> {
         eventually("the first runs", async || self.origin.executions() > executions).await;
         let crowd = std::thread::spawn({
             let outcome = if self.filtered { "200 replayed" } else { "200" };
-            // The others' client and the origin do not have to wait for this one's tasks.
+            // The client of the other requests and the origin do not have to wait for this one's tasks.
             move || {
                 let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
@@ -183,7 +184,7 @@ impl Subject<'_> {
         measured.let_go.push(last - released);
         for sample in others.end().await {
             let phase = if sample.sent < released { Phase::Waits } else { Phase::LetGo };
-            // It has nothing to do with those that came when all was over.
+            // Requests that came when all was over are not affected.
             if sample.sent < last {
                 measured.samples.push((phase, sample));
             }
@@ -256,7 +257,7 @@ fn print(measured: &Measured) {
     );
 }
 
-/// In order.
+/// Sorted.
 fn took(measured: &Measured, phase: Phase, kind: Kind) -> Vec<Duration> {
     let samples = measured.samples.iter();
     let samples = samples.filter(|(during, sample)| *during == phase && sample.kind == kind);
@@ -265,7 +266,7 @@ fn took(measured: &Measured, phase: Phase, kind: Kind) -> Vec<Duration> {
     took
 }
 
-/// Of durations in order; zero if there is none.
+/// Of sorted durations; zero if there is none.
 fn quantile(took: &[Duration], percent: usize) -> Duration {
     let last = took.len().saturating_sub(1);
     took.get((took.len() * percent / 100).min(last)).copied().unwrap_or_default()

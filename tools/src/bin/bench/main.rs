@@ -1,7 +1,7 @@
 //! `make bench`: requests/s and latency of Envoy with and without the filter, side by side in one run.
 //!
-//! The load, the origin and Envoy share this machine's cores, so only the ratios mean something. With the
-//! argument `crowd`: how long other requests take while a worker lets a crowd go.
+//! The load, the origin and Envoy share this machine's cores, so only the ratios are meaningful. With the
+//! argument `crowd`: the latency of other requests while a worker answers a crowd.
 
 #![allow(
     clippy::disallowed_methods,
@@ -20,15 +20,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use testkit::{Bootstrap, Client, Envoy, Origin, Redis, Request};
 
-/// Each measurement lasts so long. Rounds go over all cases in turn, so that a slow second of the machine
-/// hits them all; of the rounds the median counts.
+/// The length of each measurement. Each round runs all cases in turn, so that a slow second of the machine
+/// affects them all; the median of the rounds counts.
 const MEASURED: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 3;
 
 /// Connections under load, and one for latency: nothing queues there.
 const CONNECTIONS: [usize; 2] = [64, 1];
 
-/// What is measured.
+/// The measured cases.
 #[derive(Clone, Copy, PartialEq)]
 enum Case {
     /// Envoy without the filter, to the origin.
@@ -39,13 +39,13 @@ enum Case {
     First,
     /// … in Redis, which every Envoy shares.
     FirstRedis,
-    /// Another proxy does the same, by a script of its own.
+    /// Another proxy does the same, by its own script.
     FirstNginx,
     /// Envoy without the filter reads the body and answers by itself.
     Direct,
     /// Every request is answered from one record.
     Replay,
-    /// … by the other proxy, which asks Redis each time.
+    /// … by the other proxy, which reads Redis each time.
     ReplayNginx,
 }
 
@@ -87,7 +87,7 @@ impl Case {
         }
     }
 
-    /// What its ratio is to.
+    /// The case to which its ratio refers.
     const fn baseline(self) -> Self {
         match self {
             Self::Plain | Self::NoRule | Self::First | Self::FirstRedis | Self::FirstNginx => {
@@ -117,7 +117,7 @@ struct Figures {
     median: Duration,
 }
 
-/// Envoy as it would do the same without this filter: proxied, or answered by itself.
+/// Envoy doing the same without this filter: it proxies, or answers by itself.
 fn without_filter() -> Bootstrap {
     Bootstrap::demo().with(|bootstrap| {
         let manager = bootstrap.manager();
@@ -134,7 +134,7 @@ fn without_filter() -> Bootstrap {
         });
         direct["response_headers_to_add"] =
             json!([ { "header": { "key": "content-type", "value": "application/json" } } ]);
-        // Plain proxying streams; only an answer of its own needs the body first, as a replay does.
+        // Plain proxying streams; only Envoy's own answer needs the body first, as a replay does.
         let streams = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
             "disabled": true
@@ -158,13 +158,13 @@ fn with_redis(redis: &Redis) -> Bootstrap {
     Bootstrap::redis(redis.port()).with(|bootstrap| bootstrap.manager()["access_log"] = json!([]))
 }
 
-/// All that is measured, running side by side.
+/// Everything that is measured, side by side.
 struct Bench {
     _origin: Origin,
     plain: Envoy,
     filtered: Envoy,
     shared: Envoy,
-    /// Where it is installed.
+    /// If it is installed.
     nginx: Option<Nginx>,
     _redis: Redis,
 }
@@ -184,7 +184,7 @@ impl Bench {
         }
     }
 
-    /// Who is measured; `None` if they are not installed.
+    /// The address of the proxy; `None` if it is not installed.
     fn front(&self, case: Case) -> Option<SocketAddr> {
         match case {
             Case::Plain | Case::Direct => Some(self.plain.front),
@@ -194,7 +194,7 @@ impl Bench {
         }
     }
 
-    /// The cases that can be measured, each with whom to ask.
+    /// The cases that can be measured, each with its address.
     fn cases(&self) -> Vec<(Case, SocketAddr)> {
         Case::ALL.into_iter().filter_map(|case| Some((case, self.front(case)?))).collect()
     }
@@ -270,7 +270,7 @@ async fn main() {
     }
     println!("\nA ratio is to the line without the filter above it, in requests/s.");
     if bench.nginx.is_none() {
-        println!("NGINX + Lua was left out: {}.", Nginx::WANTED);
+        println!("NGINX + Lua was skipped: {}.", Nginx::WANTED);
     }
 }
 
@@ -285,7 +285,7 @@ fn print(connections: usize, medians: &[(Case, Figures)]) {
         let (name, per_second) = (case.name(), figures.per_second);
         println!("  {name:<30}{per_second:>12.0}{:>12}{ratio:>9.2}", figures.median.as_micros());
     }
-    // Under load the difference is of queues.
+    // Under load the difference would be that of queues.
     if connections == 1
         && let (Some(first), Some(plain)) = (of(Case::FirstRedis), of(Case::Plain))
     {

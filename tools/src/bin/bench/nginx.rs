@@ -1,4 +1,4 @@
-//! NGINX with a Lua script that does the same, for comparison, where both are installed.
+//! NGINX with a Lua script that does the same, for comparison, if both are installed.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -8,7 +8,7 @@ use testkit::process::{Process, Scratch, free_port};
 use testkit::{PATIENCE, client};
 use tokio::time::sleep;
 
-/// Where Debian puts the modules of NGINX.
+/// Debian's folder of NGINX's modules.
 const MODULES: &str = "/usr/lib/nginx/modules";
 
 const CONFIG: &str = include_str!("nginx.conf");
@@ -21,7 +21,7 @@ pub(super) struct Nginx {
 }
 
 impl Nginx {
-    /// What has to be there.
+    /// The packages that it needs.
     pub(super) const WANTED: &str =
         "install Debian's nginx-light, libnginx-mod-http-lua and lua-resty-core";
 
@@ -29,7 +29,7 @@ impl Nginx {
     ///
     /// # Panics
     ///
-    /// If it is, and does not come up.
+    /// If it is installed but does not come up.
     pub(super) async fn start(origin: u16, redis: u16) -> Option<Self> {
         let version = Command::new("nginx").arg("-v").stderr(Stdio::null()).status();
         if version.is_err() || !Path::new(MODULES).join("ngx_http_lua_module.so").exists() {

@@ -1,4 +1,4 @@
-//! The engine: the containers of `envoy/docker/compose.yaml`, under a project name of this run's own.
+//! The engine: the containers of `envoy/docker/compose.yaml`, with a project name for this run.
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -15,14 +15,14 @@ pub(super) struct Compose {
     /// `docker compose` or `docker-compose`, as make found it.
     command: Vec<String>,
     project: String,
-    /// A run that is interrupted takes down what it has; the command under way must be over by then.
+    /// An interrupted run removes its containers; the command under way must be over by then.
     one_by_one: Arc<Mutex<()>>,
 }
 
 impl Compose {
     pub(super) fn new() -> Self {
         let command = std::env::var("COMPOSE").unwrap_or_else(|_| "docker compose".to_owned());
-        // Process ids alone repeat, on machines that share an engine or after a run that was killed.
+        // Process ids repeat, on machines that share an engine or after a run that was killed.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         Self {
             command: command.split_whitespace().map(str::to_owned).collect(),
@@ -39,14 +39,14 @@ impl Compose {
         self.compose(&["up", "-d"]).await;
     }
 
-    /// Removes containers, networks and volumes; says why if it cannot.
+    /// Removes containers, networks and volumes; returns the error if it cannot.
     pub(super) async fn down(&self) -> Result<(), String> {
         self.try_compose(&["down", "--volumes", "--timeout", "2"]).await.map(drop)
     }
 
     /// The last lines that each container wrote, without Envoy's access log.
     pub(super) async fn log(&self) -> String {
-        // What is told of a failure must not keep the containers from being removed.
+        // An error here must not keep the containers from being removed.
         let log = self.try_compose(&["logs", "--no-color", "--tail", "200"]).await;
         let log = log.unwrap_or_else(|why| why);
         let lines: Vec<_> = log.lines().filter(|line| !line.contains(" access ")).collect();
@@ -58,7 +58,8 @@ impl Compose {
         self.compose(&["ps", "-q", service]).await.trim().to_owned()
     }
 
-    /// Where a container's port is on this machine. The engine chooses anew when the container is started again.
+    /// The address of a container's port on this machine. The engine chooses a new one when the container
+    /// starts again.
     pub(super) async fn port(&self, container: &str, port: u16) -> SocketAddr {
         let text = self.docker(&["port", container, &port.to_string()]).await;
         text.lines().next().and_then(|line| line.parse().ok()).unwrap_or_else(|| {
@@ -66,12 +67,12 @@ impl Compose {
         })
     }
 
-    /// Takes a container off the network that leads to Redis.
+    /// Disconnects a container from the network that leads to Redis.
     pub(super) async fn cut_off(&self, container: &str) {
         self.docker(&["network", "disconnect", &self.redis_network(), container]).await;
     }
 
-    /// Puts it back.
+    /// Connects it again.
     pub(super) async fn reconnect(&self, container: &str) {
         self.docker(&["network", "connect", &self.redis_network(), container]).await;
     }
@@ -98,10 +99,10 @@ impl Compose {
         self.run(program, &all).await
     }
 
-    /// What a command prints, or why it failed.
+    /// The output of a command, or its error.
     async fn run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(program);
-        // Of a group of its own, or a Ctrl-C would end it half-way.
+        // In a process group of its own, or a Ctrl-C would end it half-way.
         command.args(arguments).process_group(0);
         let one_by_one = self.one_by_one.clone();
         let run = move || {

@@ -14,12 +14,12 @@ const FRONT: u16 = 10_000;
 const ADMIN: u16 = 9_901;
 const ORIGIN: u16 = 9_000;
 
-/// Connections on which an Envoy is asked whether it serves again: both of its workers have some of them.
+/// Connections that probe whether an Envoy serves again: both of its workers have some of them.
 const PROBES: usize = 8;
 
 pub(super) struct Node {
     pub(super) container: String,
-    /// For clients, and for questions about itself.
+    /// For clients, and the admin port.
     addresses: RwLock<(SocketAddr, SocketAddr)>,
 }
 
@@ -86,7 +86,7 @@ impl Fleet {
         self.payment_of(100, envoy, key)
     }
 
-    /// … and of another amount: another request.
+    /// … with another amount: another request.
     pub(super) fn payment_of(&self, amount: u32, envoy: usize, key: &str) -> Request {
         Request::new(self.envoys[envoy].front(), "POST", "/v1/payments")
             .caller("Bearer alice")
@@ -99,7 +99,7 @@ impl Fleet {
         let begun = Instant::now();
         let mut probes = Vec::new();
         for _ in 0..PROBES {
-            // Their answers are judged by the origin's ledger, as all others are.
+            // The origin's ledger judges their answers, like all others.
             let key = format!("probe-{envoy}-{:?}-{}", begun, probes.len());
             let key: String = key.chars().filter(|letter| letter.is_ascii_alphanumeric()).collect();
             let request = self.payment(envoy, &key);
@@ -120,7 +120,7 @@ impl Fleet {
         longest
     }
 
-    /// Lets executions go on that the origin holds under this name.
+    /// Releases the executions that the origin holds under this name.
     pub(super) async fn release(&self, name: &str) {
         Request::new(self.origin, "POST", &format!("/release/{name}")).send().await;
     }
@@ -133,7 +133,7 @@ impl Fleet {
         .await;
     }
 
-    /// What the origin has run.
+    /// The executions at the origin.
     pub(super) async fn ledger(&self) -> Ledger {
         let log = Request::new(self.origin, "GET", "/log").send().await.json();
         let mut executions: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -157,9 +157,9 @@ async fn addresses(compose: &Compose, container: &str) -> (SocketAddr, SocketAdd
     (compose.port(container, FRONT).await, compose.port(container, ADMIN).await)
 }
 
-/// What the origin has run, by its own account.
+/// The executions at the origin, as it reports them.
 pub(super) struct Ledger {
-    /// When its process began: one that was replaced has lost its count.
+    /// When its process began: if it was replaced, its count is lost.
     pub(super) began: Value,
     /// By key, the numbers of its executions.
     pub(super) executions: BTreeMap<String, Vec<u64>>,

@@ -1,4 +1,4 @@
-//! Clients that retry, at either Envoy, until they have an answer or are told of a doubt.
+//! Clients that retry, at either Envoy, until they have an answer or get `outcome-unknown`.
 
 use super::fleet::{Fleet, Ledger};
 use std::collections::BTreeMap;
@@ -11,25 +11,26 @@ use testkit::{Answer, Client};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// Enough that duplicates meet in every state of a key, and little enough for two cores.
+/// Enough for duplicates in every state of a key, and few enough for two cores.
 const CLIENTS: u64 = 16;
 
 /// Keys that clients share at a time.
 const RECENT: u64 = 16;
 
-/// A client stays with its request so long: a lease (10 s), and what a busy machine adds.
+/// How long a client retries one request: a lease (10 s), plus the delay of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The longest execution, far shorter than a drain: what is cut off by a restart is cut off on purpose.
+/// The longest execution, far shorter than a drain: executions that a restart cuts off are meant to be cut
+/// off.
 const LONGEST_MS: u64 = 300;
 
-/// What a client sees of an Envoy that stops or has stopped.
+/// How clients see an Envoy that stops or has stopped.
 pub(super) const BROKEN: &str = "connections that broke or were refused";
 
-/// What became of a key, as clients were told.
+/// The outcome of a key, as clients got it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
-    /// This execution's answer.
+    /// The answer of this execution.
     Answer(u64),
     /// 409 `outcome-unknown`, and never an answer.
     Doubt,
@@ -66,7 +67,7 @@ impl Load {
         format!("{}-{number}", self.name)
     }
 
-    /// A new key as often as one that others are at, or were.
+    /// A new key as often as one that other clients use or have used.
     fn pick(&self, dice: &mut Dice) -> u64 {
         let keys = self.next_key.load(Ordering::SeqCst);
         match dice.below(10) {
@@ -84,7 +85,7 @@ impl Load {
         self.violations.lock().unwrap().push(what);
     }
 
-    /// Enters an answer; says whether it settles the client's request.
+    /// Records an answer; returns whether the client's request is finished.
     fn got(&self, number: u64, answer: &io::Result<Answer>) -> bool {
         let Ok(answer) = answer else {
             self.saw(BROKEN);
@@ -118,7 +119,7 @@ impl Load {
                 false
             }
             (status, _) => {
-                self.saw(&format!("{status} that nobody can explain"));
+                self.saw(&format!("{status}, unexpected"));
                 self.violation(format!("{}: {status} {}", self.key(number), answer.text()));
                 false
             }
@@ -139,10 +140,13 @@ async fn work(load: Arc<Load>, number: u64) {
                 break;
             }
             if begun.elapsed() > PATIENCE {
-                load.violation(format!("{} was neither answered nor in doubt", load.key(key)));
+                load.violation(format!(
+                    "{} got neither an answer nor outcome-unknown",
+                    load.key(key)
+                ));
                 break;
             }
-            // Whoever had no answer here asks there.
+            // A client without an answer here uses the other Envoy.
             envoy = 1 - envoy;
             sleep(Duration::from_millis(20 + dice.below(60))).await;
         }
@@ -158,7 +162,7 @@ async fn send(
     dice: &mut Dice,
 ) -> io::Result<Answer> {
     let front = load.fleet.envoys[envoy].front();
-    // An Envoy that was restarted is at another port.
+    // A restarted Envoy has another port.
     let client = match connection.take() {
         Some((to, client)) if to == front => client,
         Some(_) | None => Client::connect(front, false).await?,
@@ -179,7 +183,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Lets clients come to the end of their requests, and judges what they were told by the origin's ledger.
+    /// Lets clients finish their requests, and checks their answers against the origin's ledger.
     pub(super) async fn end(self) -> Verdict {
         self.load.ended.store(true, Ordering::SeqCst);
         for client in self.clients {
@@ -221,7 +225,7 @@ impl Running {
     }
 }
 
-/// What came of a load.
+/// The result of a load.
 pub(super) struct Verdict {
     pub(super) keys: u64,
     pub(super) executions: usize,
@@ -236,13 +240,13 @@ impl Verdict {
         self.seen.values().sum()
     }
 
-    /// How often clients saw this.
+    /// How often clients had this result.
     pub(super) fn count(&self, what: &str) -> u64 {
         self.seen.get(what).copied().unwrap_or(0)
     }
 }
 
-/// Chance, the same for a client of the same number.
+/// Random numbers, the same for a client with the same number.
 struct Dice(u64);
 
 impl Dice {

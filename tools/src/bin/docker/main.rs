@@ -1,12 +1,12 @@
-//! `make docker-test`: two Envoys, Redis and an origin that counts, in containers, through what an operator
-//! fears; `--demo` tells what they do when all is well, `--serve` leaves them running.
+//! `make docker-test`: two Envoys, Redis and an origin that counts, in containers, through the faults that an
+//! operator fears; `--demo` shows normal operation, `--serve` leaves them running.
 //!
-//! The judge is the origin. Doubts last 15 minutes in `envoy/redis.yaml`, longer than any of this, and the
-//! origin refuses nothing, so that one sentence holds for all keys of a run, whatever was stopped, cut off
-//! or restarted meanwhile: *no key is executed twice*. Whoever was answered was answered by that execution;
-//! whoever was not was told `outcome-unknown`.
+//! The origin is the reference. Unknown outcomes last 15 minutes in `envoy/redis.yaml`, longer than a run,
+//! and the origin refuses nothing. So one rule holds for all keys of a run, whatever was stopped,
+//! disconnected or restarted meanwhile: *no key is executed twice*. Each client gets the answer of that
+//! execution, or `outcome-unknown`.
 //!
-//! All that the run has made is removed at its end, also after a failure or a signal.
+//! Everything that the run creates is removed at its end, also after a failure or a signal.
 
 #![allow(
     clippy::disallowed_methods,
@@ -34,34 +34,36 @@ use testkit::{Answer, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-/// Several times what a run takes: one that hangs must not hold up CI.
+/// Several times the length of a run: a hanging run must not delay CI.
 const LONGEST: Duration = Duration::from_secs(360);
 
 /// Duplicates at once, half of them at each Envoy.
 const DUPLICATES: usize = 40;
 
-/// What an Envoy hears of a claim elsewhere is good for 10 ms: copies get 409 so long after the end of what runs.
-const HEARSAY: Duration = Duration::from_millis(100);
+/// An Envoy caches the lookup of a claim elsewhere for 10 ms: copies get 409 for so long after the end of the
+/// execution.
+const LOOKUP_CACHED: Duration = Duration::from_millis(100);
 
-/// Redis is away so long: several times the store's timeout (250 ms), far below a lease (10 s).
+/// How long Redis is away: several times the store's timeout (250 ms), far below a lease (10 s).
 const REDIS_AWAY: Duration = Duration::from_secs(2);
 
-/// One Envoy is cut off so long: as above.
+/// How long one Envoy is disconnected: as above.
 const CUT_OFF: Duration = Duration::from_secs(4);
 
-/// Of the compose file, and as much again as a busy machine may be late: who is stopped then has drained.
+/// The drain time of the compose file, plus the delay of a busy machine: an Envoy that is stopped then has
+/// drained.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Service must be back so soon after whatever was away is back.
+/// How soon service must be back after the fault ends.
 const BACK_WITHIN: Duration = Duration::from_secs(3);
 
-/// A lease, by which the claim of an Envoy that ended lives on, and what a busy machine adds.
+/// A lease, for which the claim of a stopped Envoy lives on, plus the delay of a busy machine.
 const LAPSED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Requests of the story that were told 503 while Redis was there, and were sent again.
+/// Requests of the demo that got 503 while Redis was there, and were sent again.
 static SENT_AGAIN: AtomicUsize = AtomicUsize::new(0);
 
-/// Sentences that did not come true.
+/// Lines that were not as expected.
 static FAILURES: AtomicUsize = AtomicUsize::new(0);
 
 #[tokio::main]
@@ -94,17 +96,17 @@ async fn main() -> ExitCode {
     let verdict = match end {
         End::Told if failures == 0 => Ok("All as it should be"),
         End::Interrupted if serves => Ok("Ended"),
-        End::Told => Err(format!("{failures} sentences end in NOT AS IT SHOULD BE")),
+        End::Told => Err(format!("{failures} lines end in NOT AS EXPECTED")),
         End::BrokeOff => Err("it could not go on".to_owned()),
         End::TookTooLong => Err(format!("it takes longer than {} s", LONGEST.as_secs())),
         End::Interrupted => Err("it was interrupted".to_owned()),
     };
     if verdict.is_err() && end != End::Interrupted {
-        println!("\nWhat the containers wrote:\n{}", compose.log().await);
+        println!("\nLogs of the containers:\n{}", compose.log().await);
     }
     let removed = compose.down().await;
     if let Err(why) = &removed {
-        println!("\nSomething is left of project {}: {why}", compose.project());
+        println!("\nSome resources of project {} remain: {why}", compose.project());
     }
     let seconds = begun.elapsed().as_secs();
     match verdict {
@@ -121,15 +123,15 @@ async fn main() -> ExitCode {
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// To the last sentence, whether or not all came true.
+    /// To the last line, whether or not all were as expected.
     Told,
-    /// By a panic, which has said why.
+    /// By a panic, which has printed its reason.
     BrokeOff,
     Interrupted,
     TookTooLong,
 }
 
-/// A signal that is not awaited would end this process before its containers.
+/// Without waiting for the signal, it would end this process before its containers.
 async fn interrupted() {
     let mut terminated = signal(SignalKind::terminate()).unwrap();
     let mut hung_up = signal(SignalKind::hangup()).unwrap();
@@ -144,21 +146,21 @@ fn chapter(title: &str) {
     println!("\n{title}");
 }
 
-/// A sentence of the story, and whether it is as it should be.
+/// Prints a line, and whether it is as expected.
 fn tell(is_so: bool, sentence: &str) {
     if is_so {
         println!("  {sentence}");
     } else {
         FAILURES.fetch_add(1, Ordering::SeqCst);
-        println!("  {sentence}   NOT AS IT SHOULD BE");
+        println!("  {sentence}   NOT AS EXPECTED");
     }
 }
 
-/// Says what runs: official images and stand-ins have the same names.
+/// Prints which images run: official images and substitutes have the same names.
 async fn images(fleet: &Fleet) {
     for container in [&fleet.envoys[0].container, &fleet.redis] {
         let format = "{{.Config.Image}}{{if .Config.Labels}}\
-             {{with index .Config.Labels \"envoy-idempotency/stand-in\"}}, a stand-in{{end}}{{end}}";
+             {{with index .Config.Labels \"envoy-idempotency/stand-in\"}}, a substitute{{end}}{{end}}";
         let image = fleet.compose.docker(&["inspect", "--format", format, container]).await;
         println!("  {}", image.trim());
     }
@@ -188,8 +190,8 @@ async fn test(fleet: &Arc<Fleet>) {
     );
 }
 
-/// Sends this as a client should: again, when the store had no time for it. A Redis that writes each command
-/// to a busy disk may take longer than the 250 ms that `envoy/redis.yaml` gives it.
+/// Sends this as a client should: again, if the store was too slow. A Redis that writes each command to a
+/// busy disk may take longer than the timeout of 250 ms in `envoy/redis.yaml`.
 async fn patiently(request: Request) -> Answer {
     try_patiently(request).await.unwrap()
 }
@@ -207,7 +209,7 @@ async fn try_patiently(request: Request) -> io::Result<Answer> {
     }
 }
 
-/// Sends these at once; how many of each kind came back, and the answers.
+/// Sends these at once; returns the number of answers of each kind, and the answers.
 async fn at_once(
     requests: impl IntoIterator<Item = impl Future<Output = Answer> + Send + 'static>,
 ) -> (BTreeMap<String, usize>, Vec<Answer>) {
@@ -253,7 +255,7 @@ async fn duplicates(fleet: &Arc<Fleet>) {
     );
     fleet.release("payment").await;
     let first = first.await.unwrap();
-    sleep(HEARSAY).await;
+    sleep(LOOKUP_CACHED).await;
     let (got, answers) = at_once(copies()).await;
     let same = answers.iter().all(|answer| answer.body == first.body);
     tell(
@@ -303,7 +305,7 @@ async fn redis_killed(fleet: &Arc<Fleet>) {
     let after = patiently(fleet.payment(1, "before-the-kill")).await;
     tell(
         after.is_replay() && after.body == before.body,
-        &format!("a payment that envoy1 ran before, asked of envoy2 after: {}", kind(&after)),
+        &format!("a payment that envoy1 ran before, sent to envoy2 after: {}", kind(&after)),
     );
     sleep(Duration::from_secs(2)).await;
     let verdict = load.end().await;
@@ -326,7 +328,7 @@ async fn tell_back(fleet: &Fleet, what: &str, envoys: &[usize]) {
 
 fn tell_verdict(verdict: &Verdict) {
     println!(
-        "  the load: {} requests of {} keys, {} executions, {} keys in doubt",
+        "  the load: {} requests of {} keys, {} executions, {} keys with unknown outcome",
         verdict.requests(),
         verdict.keys,
         verdict.executions,
@@ -400,7 +402,7 @@ async fn cut_off(fleet: &Arc<Fleet>) {
     }
     tell(
         copy.is_replay() && copy.body == first.body,
-        &format!("what envoy1 owed Redis is recorded: a copy at envoy2 gets {}", kind(&copy)),
+        &format!("envoy1's outstanding record is in Redis: a copy at envoy2 gets {}", kind(&copy)),
     );
     tell_executions(fleet, "cut-off", 1).await;
     let verdict = load.end().await;
@@ -418,7 +420,7 @@ async fn rolling_restart(fleet: &Arc<Fleet>) {
     let ended = Instant::now();
     let first = first.await.unwrap();
     let got = first.as_ref().map_or("no answer".to_owned(), kind);
-    tell(first.is_err(), &format!("a payment that runs for longer than envoy1 drains: {got}"));
+    tell(first.is_err(), &format!("a payment that outlasts envoy1's drain: {got}"));
     restart(fleet, 1).await;
     let mut retry = patiently(long(1)).await;
     while retry.code() == "in-progress" && ended.elapsed() < LAPSED_WITHIN {
@@ -437,18 +439,18 @@ async fn rolling_restart(fleet: &Arc<Fleet>) {
     tell_executions(fleet, "too-long", 1).await;
     let verdict = load.end().await;
     let broken = verdict.count(load::BROKEN);
-    tell(broken > 0, &format!("clients found an Envoy gone {broken} times, and asked the other"));
+    tell(broken > 0, &format!("clients found an Envoy gone {broken} times, and used the other"));
     tell_verdict(&verdict);
 }
 
-/// What an orchestrator does before it replaces a container: drain, SIGTERM, start.
+/// As an orchestrator replaces a container: drain, SIGTERM, start.
 async fn restart(fleet: &Fleet, envoy: usize) {
     let node = &fleet.envoys[envoy];
     let before = fleet.ledger().await.total();
     let begun = Instant::now();
     let drained = Request::new(node.admin(), "POST", "/drain_listeners?graceful").send().await;
     sleep(DRAIN).await;
-    // Ten seconds until SIGKILL, as is the engine's default; it is not to come to that.
+    // Ten seconds until SIGKILL, the engine's default; it should not be needed.
     fleet.compose.docker(&["stop", "-t", "10", &node.container]).await;
     let stopped = begun.elapsed();
     fleet.start_envoy(envoy).await;

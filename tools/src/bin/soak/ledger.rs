@@ -1,18 +1,19 @@
-//! What the origin has run under each key, and whether it may.
+//! The executions at the origin under each key, and whether they are allowed.
 
 use super::UNKNOWN_TTL;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Redis counts whole milliseconds of a clock that may be slewed; a doubt may seem shorter by so much.
+/// Redis counts whole milliseconds of a clock that may be slewed; the time of an unknown outcome may seem
+/// shorter by this.
 const SLEW: Duration = Duration::from_millis(20);
 
-/// What is seen so soon after a loss may stem from before it: a claim that was on its way to the origin, a
+/// An event so soon after a loss may be due to the time before: a claim that was on its way to the origin, a
 /// copy that an Envoy replays for its `local.ttl`.
 const AFTERMATH: Duration = Duration::from_secs(3);
 
-/// What becomes of an execution. The request that runs brings it along.
+/// How an execution ends. The request carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// 200.
@@ -54,10 +55,10 @@ struct Execution {
 
 #[derive(Debug, Default)]
 struct Account {
-    /// The one that began last.
+    /// The latest one.
     last: Option<Execution>,
     running: u32,
-    /// The execution whose answer is the key's, and when that was known.
+    /// The execution whose answer is the key's, and when that became known.
     answer: Option<(u64, Instant)>,
 }
 
@@ -65,7 +66,7 @@ impl Account {
     /// Why no execution may begin; `None` if one may.
     fn forbids(&self, judged: Judged, attempt: u32, now: Instant) -> Option<&'static str> {
         if attempt == 0 {
-            return Some("began past the filter");
+            return Some("began without the filter");
         }
         let last = self.last.as_ref()?;
         let (0, Some(ended)) = (self.running, last.ended) else {
@@ -82,29 +83,29 @@ impl Account {
             Fate::Leave => last.began,
         };
         if now + SLEW < doubted + UNKNOWN_TTL {
-            return Some("began before a doubt was over");
+            return Some("began before the end of unknown_ttl");
         }
         let as_if_first = judged == Judged::Together && self.miscounts(attempt);
-        as_if_first.then_some("began after a doubt as if it were the first")
+        as_if_first.then_some("began after an unknown outcome as if it were the first")
     }
 
-    /// The origin is not told of the attempt before, which ended in a doubt.
+    /// The previous execution has an unknown outcome, and this attempt has no higher number.
     fn miscounts(&self, attempt: u32) -> bool {
         let last = self.last.as_ref().filter(|last| last.fate != Fate::Refuse);
         last.is_some_and(|last| attempt <= last.attempt)
     }
 }
 
-/// Whose promise it is that a key runs once.
+/// Which executions of a key are checked against each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Judged {
-    /// All Envoys together: none runs what it cannot claim in Redis.
+    /// Those of all Envoys: none runs a key that it cannot claim in Redis.
     Together,
-    /// Each Envoy by itself: without Redis, its memory decides alone.
+    /// Those of one Envoy: without Redis, its memory decides alone.
     EachEnvoy,
 }
 
-/// Executions that are judged together: those of a key, wherever, or those of a key at this Envoy.
+/// The Envoy, if each is checked by itself, and the key.
 type Place = (Option<usize>, u64);
 
 /// Figures of the whole run.
@@ -114,9 +115,9 @@ pub(super) struct Totals {
     pub(super) after_release: u64,
     pub(super) after_doubt: u64,
     pub(super) after_loss: u64,
-    /// Of a key that another Envoy had run, where each is judged by itself.
+    /// Of a key that the other Envoy had run, if each is checked by itself.
     pub(super) at_both: u64,
-    /// After a doubt, and told as if there had been none.
+    /// After an unknown outcome, with a number that is not higher.
     pub(super) miscounted: u64,
     pub(super) most_at_once: u32,
     pub(super) violations: Vec<String>,
@@ -133,7 +134,7 @@ struct Inner {
 }
 
 impl Inner {
-    /// Whether what was so at this time may be forgotten.
+    /// Whether a fact of this time may be forgotten.
     fn is_forgotten(&self, since: Instant) -> bool {
         self.forgotten.is_some_and(|forgotten| since < forgotten + AFTERMATH)
     }
@@ -143,7 +144,7 @@ impl Inner {
     }
 }
 
-/// What has run under each key: one ledger, since the origin is one.
+/// The executions under each key: one ledger, because there is one origin.
 #[derive(Debug)]
 pub(super) struct Ledger {
     judged: Judged,
@@ -155,7 +156,8 @@ impl Ledger {
         Self { judged, inner: Mutex::default() }
     }
 
-    /// An execution begins, sent by this Envoy; its number. An attempt of 0 is none that the filter told of.
+    /// An execution begins that this Envoy has sent; returns its number. An attempt of 0 does not come from
+    /// the filter.
     pub(super) fn begins(
         &self,
         key: u64,
@@ -202,7 +204,7 @@ impl Ledger {
         number
     }
 
-    /// An execution has come to its end.
+    /// An execution has ended.
     pub(super) fn ends(&self, key: u64, number: u64, fate: Fate, now: Instant) {
         {
             let mut inner = self.inner.lock().unwrap();
@@ -221,7 +223,7 @@ impl Ledger {
     /// A client of any Envoy has this execution's answer, or is sure to get it.
     pub(super) fn answered(&self, key: u64, number: u64, now: Instant) {
         let mut inner = self.inner.lock().unwrap();
-        // The answer of an execution that never was would be nobody's: it is entered where it does harm.
+        // The origin never had this execution: the key's own executions contradict the answer.
         let place = inner.places.get(&number).copied().unwrap_or((None, key));
         if place.1 != key {
             return inner.violation(key, number, "answered, but it ran under another key");

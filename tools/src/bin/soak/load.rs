@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 use testkit::{Answer, Client, Request};
 use tokio::time::{sleep, timeout};
 
-/// Of the rules: even keys and odd ones.
+/// The rules' paths: even keys and odd ones.
 pub(super) const PATHS: [&str; 2] = ["refused", "waits"];
 
 /// Keys that clients share at a time: as many as clients, so that each meets others at its key.
 const RECENT: u64 = 64;
 
-/// Answers that a client wants to one request before it goes on to another: its own, and replays.
+/// Answers that a client collects for one request before it goes on to another: its own, and replays.
 const ANSWERS: u32 = 3;
 
-/// A client stays with its request so long: a doubt's time, and some to take over.
+/// How long a client retries one request: the time of an unknown outcome, and some time to take over.
 const PATIENCE: Duration = Duration::from_secs(UNKNOWN_TTL.as_secs() + 5);
 
-/// What a client has seen of one request.
+/// The result of one request, as the client got it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Seen {
     /// 200, not replayed.
@@ -34,9 +34,9 @@ pub(super) enum Seen {
     Released,
     /// 409, with this code.
     Conflict(String),
-    /// The store could not be asked.
+    /// The store was unavailable.
     StoreAway,
-    /// Envoy's own 503: the origin died before its answer.
+    /// Envoy's own 503: the origin broke off before its answer.
     OriginDied,
     /// The answer broke off.
     Broken,
@@ -112,7 +112,7 @@ impl Load {
         }
     }
 
-    /// Clients finish the request that they are at.
+    /// Clients finish their current request.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
     }
@@ -167,7 +167,7 @@ impl Load {
             .json(r#"{"amount":100}"#)
     }
 
-    /// Enters what a client got.
+    /// Records the result of a request.
     pub(super) fn got(&self, key: u64, answer: &io::Result<Answer>) -> Seen {
         let seen = Seen::of(answer);
         if let (Seen::First | Seen::Replay, Ok(answer)) = (&seen, answer) {
@@ -182,7 +182,7 @@ impl Load {
         *self.seen.lock().unwrap().entry(seen).or_default() += 1;
     }
 
-    /// Whether an Envoy runs a new key, on a connection of its own.
+    /// Whether an Envoy runs a new key, on its own connection.
     pub(super) async fn probe(&self, envoy: usize) -> bool {
         let key = self.new_key();
         self.requests.fetch_add(1, Ordering::SeqCst);
@@ -205,7 +205,8 @@ pub(super) async fn client(number: u64, load: Arc<Load>) {
             let seen = send(&load, &mut connections[envoy], envoy, key, &mut dice).await;
             match seen {
                 Seen::First | Seen::Replay => answers += 1,
-                // A doubt takes seconds: most come back to it later, or all would wait there.
+                // An unknown outcome takes seconds: most clients come back to it later, or all would wait
+                // there.
                 Seen::Conflict(code) if code == "outcome-unknown" && !stays => break,
                 Seen::Released
                 | Seen::Conflict(_)
@@ -258,7 +259,7 @@ async fn send(
     load.got(key, &answer)
 }
 
-/// Chance, the same for a client of the same number.
+/// Random numbers, the same for a client with the same number.
 pub(super) struct Dice(u64);
 
 impl Dice {

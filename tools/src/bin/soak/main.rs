@@ -1,41 +1,43 @@
 //! `make soak`: minutes of clients that retry, over two Envoys whose Redis is killed every twenty seconds,
-//! before an origin that keeps a ledger of what it runs. `SOAK_SECONDS` says how long.
+//! before an origin that keeps a ledger of its executions. `SOAK_SECONDS` sets the time.
 //!
 //! # What may run again
 //!
-//! The origin judges each execution the moment it begins, by the one that it ran before under the same key:
+//! The origin checks each execution when it begins, against the previous one under the same key:
 //!
-//! | that one | the next may begin |
+//! | previous execution | the next may begin |
 //! |---|---|
-//! | is still running | never. No execution takes as long as a doubt lasts, so no doubt excuses it |
+//! | is still running | never. No execution takes as long as `unknown_ttl`, so an unknown outcome is no
+//! excuse |
 //! | answered 200, or some client has an answer of the key | never: `ttl` is a day |
 //! | answered 429 | at once: it is released |
-//! | died before or in the middle of its answer | `unknown_ttl` after its death, told that it is not the first attempt |
-//! | ran for a client that leaves, and was not answered | `unknown_ttl` after its begin, at the earliest: the doubt begins when the client leaves, which the origin does not see |
+//! | broke off before or in the middle of its answer | `unknown_ttl` after that, with an
+//! `Idempotency-Attempt` above 1 |
+//! | ran for a client that leaves, and was not answered | `unknown_ttl` after its begin, at the earliest: the
+//! outcome becomes unknown when the client leaves, which the origin does not see |
 //!
-//! An execution runs to its planned end, whoever has left meanwhile, as one at a real origin would.
-//! Whatever clients are answered, first or replayed, must be the same execution of a key for ever.
+//! An execution runs to its planned end even if its client has left, as at a real origin. All answers for a
+//! key, first or replayed, must be of the same execution.
 //!
-//! This holds only while Redis remembers. It is killed without a warning, but writes each command to
-//! its file before it replies (`appendfsync always`), and is back long before a lease is over. Were it away
-//! for longer, the end of a claim could not be recorded and would lapse into a doubt: the run counts those,
-//! and is worth nothing if there is one.
+//! This holds only while Redis keeps its data. It is killed without a warning, but it writes each command to
+//! its file before it replies (`appendfsync always`), and is back long before a lease is over. If it were
+//! away for longer, the end of a claim could not be recorded and its outcome would become unknown: the run
+//! counts these, and its result is void if there is one.
 //!
-//! Every few seconds, besides, some hundred to two thousand duplicates of one new key come to one Envoy in one
-//! moment, on HTTP/2. Each of them must be answered in time.
+//! Every few seconds, 500 to 2,000 duplicates of one new key come to one Envoy at the same time, over HTTP/2.
+//! Each of them must be answered in time.
 //!
-//! With `SOAK_STORE_ERROR=local` each Envoy goes on alone while Redis is away (`on_store_error: local`). What
-//! is promised then is that duplicates that meet in one Envoy run once, whatever Redis does: the origin
-//! judges each execution by those that *the same Envoy* sent it under that key. The number of the attempt is
-//! counted and not judged: Redis, which counts attempts, does not know of those while it was away.
+//! With `SOAK_STORE_ERROR=local` each Envoy decides alone while Redis is away (`on_store_error: local`). Then
+//! the guarantee is that duplicates at one Envoy run once, whatever Redis does: the origin checks each
+//! execution against those that *the same Envoy* sent under that key. The ledger reports executions with a
+//! wrong `Idempotency-Attempt`, but they do not fail the run: while Redis was away, it counted no attempts.
 //!
-//! With `SOAK_FORGET=1` Redis comes back empty. Nothing can be promised then: a claim that it forgets lets
-//! the other Envoy run the key while the first still runs, and a record that it forgets is replayed by the
-//! Envoy that has a copy, and run again by the other. The ledger says what ran again after such a loss, and
-//! nobody is judged by it.
+//! With `SOAK_FORGET=1` Redis comes back empty. Then there is no guarantee: if it loses a claim, the other
+//! Envoy runs the key while the first still runs; if it loses a record, an Envoy with a copy replays it, and
+//! the other runs the key again. The ledger reports these executions, but they do not fail the run.
 //!
-//! The run fails for one violation, for an answer that nobody can explain, for a worker that stopped, and
-//! for an event of the table that never came: then nothing was tested.
+//! The run fails for one violation, for an unexpected answer, for a worker that stopped, and for an event of
+//! the table that never came: then it was not tested.
 
 #![allow(
     clippy::disallowed_methods,
@@ -64,32 +66,33 @@ use tokio::time::sleep;
 
 const SECONDS: u64 = 300;
 
-/// Clients at once: far more than workers, so that duplicates meet in every state of a key.
+/// Concurrent clients: far more than workers, so that duplicates come in every state of a key.
 const CLIENTS: u64 = 64;
 
-/// Redis is killed so often. Between two kills every claim and every doubt comes to its end.
+/// Time between two kills of Redis. Every claim and every unknown outcome ends in between.
 const KILLED_EVERY: Duration = Duration::from_secs(20);
 
-/// Redis stays away so long: twice the store's timeout, so that requests are refused, and far below a lease.
+/// How long Redis stays away: twice the store's timeout, so that requests are refused, and far below a lease.
 const AWAY: Duration = Duration::from_millis(500);
 
-/// An end of a claim that Redis misses is recorded when it is back, as the slowest origin leaves six seconds.
+/// If Redis misses the end of a claim, it is recorded when Redis is back, because the slowest origin leaves
+/// six seconds.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The slowest execution: longer than a third of a lease, so that heartbeats go.
+/// The slowest execution: longer than a third of a lease, so that there are heartbeats.
 const SLOWEST: Duration = Duration::from_secs(4);
 
-/// Longer than the slowest execution: no two ever overlap by right.
+/// Longer than the slowest execution: no two may ever overlap.
 const UNKNOWN_TTL: Duration = Duration::from_secs(5);
 
-/// Far below the time between two kills: most replays of old keys come from a Redis that was restarted.
+/// Far below the time between two kills: most replays of old keys come from a restarted Redis.
 const LOCAL_TTL: &str = "2s";
 
-/// More than keys: a record that is dropped for want of room is none that was broken.
+/// Room for more records than there are keys: an evicted record may be run again.
 const LOCAL_ENTRIES: u32 = 262_144;
 const LOCAL_BUDGET: &str = "256MiB";
 
-/// Connections on which an Envoy is asked when Redis is back: every worker has some of them.
+/// Connections that probe whether Redis is back: every worker has some of them.
 const PROBES: usize = 8;
 
 /// The slowest answer in a crowd: the longest wait of the rules, 2 s, and far more than what it takes to let
@@ -166,7 +169,7 @@ async fn main() -> ExitCode {
     let interrupted = tokio::select! {
         () = sleep(Duration::from_secs(seconds)) => false,
         () = interrupted() => true,
-        // Where it stands when time is over does not matter: a Redis that is away takes part in no end.
+        // Its state at the end of the run does not matter: a Redis that is away takes part in no end.
         () = restarts.go_on(&mut redis, &load, forgets) => false,
     };
     load.end();
@@ -200,7 +203,7 @@ async fn main() -> ExitCode {
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What an Envoy sends to the origin says which one it is.
+/// Each request to the origin names the Envoy that sent it.
 fn names(bootstrap: &mut Bootstrap, envoy: usize) {
     let manager = bootstrap.manager();
     manager["access_log"] = json!([]);
@@ -210,7 +213,7 @@ fn names(bootstrap: &mut Bootstrap, envoy: usize) {
     }]);
 }
 
-/// A signal that is not awaited would end this process before its Envoys.
+/// Without waiting for the signal, it would end this process before its Envoys.
 async fn interrupted() {
     let mut terminated = signal(SignalKind::terminate()).unwrap();
     let mut hung_up = signal(SignalKind::hangup()).unwrap();
@@ -221,7 +224,7 @@ async fn interrupted() {
     }
 }
 
-/// VMs made so far, on all Envoys; `None` if one is gone, as after a Ctrl-C that reached it too.
+/// VMs created so far, on all Envoys; `None` if one is gone, as after a Ctrl-C that reached it too.
 async fn vms(envoys: &[Envoy]) -> Option<u64> {
     let mut all = 0;
     for envoy in envoys {
@@ -247,7 +250,7 @@ impl Restarts {
             redis.stop();
             sleep(AWAY).await;
             redis.restart().await;
-            // It answers while it still reads its file, with an error.
+            // While it still reads its file, it answers with an error.
             while !redis.cli(&["INFO", "persistence"]).await.contains("\nloading:0\r") {
                 sleep(Duration::from_millis(5)).await;
             }

@@ -1,4 +1,4 @@
-//! An origin that asks the ledger before it runs anything, and does what a request's fate says.
+//! An origin that asks the ledger before it runs a request, and ends it as the request's fate says.
 
 use super::ledger::{Fate, Ledger};
 use http_body_util::combinators::BoxBody;
@@ -27,7 +27,7 @@ pub(super) async fn start(ledger: Arc<Ledger>) -> SocketAddr {
             let ledger = ledger.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| answer(ledger.clone(), request));
-                // Connections that break are what this is about.
+                // Broken connections are part of the test.
                 let builder = auto::Builder::new(TokioExecutor::new());
                 let _ = builder.serve_connection(TokioIo::new(stream), service).await;
             });
@@ -41,7 +41,7 @@ async fn answer(
     request: Request<Incoming>,
 ) -> io::Result<Response<BoxBody<Bytes, io::Error>>> {
     let (head, body) = request.into_parts();
-    // A request that breaks off is none that was executed.
+    // A request that breaks off is not executed.
     body.collect().await.map_err(io::Error::other)?;
     let text = |name| text(&head.headers, name);
     let key = text("idempotency-key").trim_matches('"').parse().map_err(io::Error::other)?;
@@ -51,7 +51,7 @@ async fn answer(
     let fate = Fate::ALL.into_iter().find(|fate| fate.word() == text("x-soak-fate"));
     let fate = fate.ok_or_else(|| io::Error::other("no fate"))?;
     let number = ledger.begins(key, envoy, fate, attempt, Instant::now());
-    // A task of its own: what runs here goes on when its connection breaks.
+    // In a task of its own: the execution goes on when its connection breaks.
     let running = tokio::spawn(async move {
         sleep(Duration::from_millis(delay)).await;
         ledger.ends(key, number, fate, Instant::now());

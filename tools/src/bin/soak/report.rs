@@ -1,4 +1,4 @@
-//! What a run comes to: its figures, and why it failed.
+//! The figures of a run, and the reasons why it failed.
 
 use super::ledger::{Judged, Ledger};
 use super::load::{Load, Seen};
@@ -16,7 +16,7 @@ pub(super) struct Report<'a> {
     pub(super) given_up: usize,
     /// Requests that an Envoy's memory decided alone.
     pub(super) fallbacks: u64,
-    /// Records that an Envoy's memory dropped for want of room.
+    /// Records that were evicted from an Envoy's memory.
     pub(super) evictions: u64,
     /// VMs that were made, before and after.
     pub(super) vms: (Option<u64>, Option<u64>),
@@ -29,7 +29,7 @@ impl Report<'_> {
         println!("\nClients");
         line("requests", &self.load.requests());
         line("keys", &self.load.keys());
-        line("sent again for want of an answer", &self.load.retries());
+        line("sent again without an answer", &self.load.retries());
         for (seen, count) in self.load.seen() {
             line(&seen.to_string(), &count);
         }
@@ -39,14 +39,14 @@ impl Report<'_> {
         println!("Origin");
         line("executions", &totals.executions);
         line("… of a key that was released before", &totals.after_release);
-        line("… of a key in doubt, after unknown_ttl", &totals.after_doubt);
+        line("… of a key with unknown outcome, after unknown_ttl", &totals.after_doubt);
         line("at once under one key, at the most", &totals.most_at_once);
         if self.forgets {
             line("… that a loss of Redis let run again", &totals.after_loss);
         }
         if self.judged == Judged::EachEnvoy {
             line("… of a key that the other Envoy had run", &totals.at_both);
-            line("… after a doubt, told as if it were the first", &totals.miscounted);
+            line("… after an unknown outcome, with too low an attempt", &totals.miscounted);
         }
         println!("Redis and Envoy");
         line("Redis restarts", &self.restarts.count);
@@ -54,7 +54,7 @@ impl Report<'_> {
         line("longest time without service after one", &longest);
         line("ends of claims that could not be recorded in time", &self.given_up);
         line("requests that an Envoy's memory decided alone", &self.fallbacks);
-        line("records dropped from an Envoy's memory", &self.evictions);
+        line("records evicted from an Envoy's memory", &self.evictions);
         let made = |vms: Option<u64>| vms.map_or("unknown".to_owned(), |vms| vms.to_string());
         line(
             "VMs created before, and after",
@@ -78,10 +78,10 @@ impl Report<'_> {
             }
         };
         fails(!self.forgets && !totals.violations.is_empty(), "a key ran that must not have run");
-        fails(self.evictions > 0, "a record was dropped for want of room");
+        fails(self.evictions > 0, "a record was evicted");
         fails(self.given_up > 0, "Redis was away for longer than this run can judge");
         if interrupted {
-            // Envoy and Redis may have had the signal too; and little may have happened yet.
+            // Envoy and Redis may have got the signal too; and there may be few results yet.
             return failures;
         }
         fails(self.vms.0 != self.vms.1, "a worker stopped");
@@ -98,10 +98,10 @@ impl Report<'_> {
             (seen.contains_key(&Seen::First), "first answer"),
             (seen.contains_key(&Seen::Replay), "replay"),
             (conflict("in-progress"), "duplicate that was refused"),
-            (conflict("outcome-unknown"), "doubt"),
+            (conflict("outcome-unknown"), "unknown outcome"),
             (seen.contains_key(&Seen::Left), "client that left"),
             (totals.after_release > 0, "execution after a release"),
-            (totals.after_doubt > 0, "execution after a doubt"),
+            (totals.after_doubt > 0, "execution after an unknown outcome"),
             (self.restarts.count > 0, "restart of Redis"),
             (crowds > 0, "crowd"),
             (alone || refused, "request refused while Redis was away"),

@@ -3,21 +3,21 @@
 use super::entry::ENTRY_BYTES;
 use std::fmt;
 
-/// What the table may take, and what it must be able to hold.
+/// Limits of the table, and the largest answer that it must be able to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Records at the most.
+    /// Maximum number of records.
     pub entries: u32,
-    /// Bytes at the most, heads and answers together. Envoy's own overhead of about 150 bytes for each
-    /// answer comes on top.
+    /// Maximum bytes, heads and answers together. Envoy's own overhead of about 150 bytes per answer comes on
+    /// top.
     pub budget_bytes: u64,
     /// Bytes of the largest body that should be kept.
     pub largest_answer: usize,
 }
 
-/// The shape of the table. Part of its keys: tables of two shapes do not mix.
+/// The layout of the table. Part of its keys: tables of two layouts do not mix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Geometry {
+pub(super) struct Layout {
     /// A power of two.
     pub(super) buckets: u32,
     /// Entries in a bucket.
@@ -26,29 +26,29 @@ pub(super) struct Geometry {
     pub(super) answer_bytes: u64,
 }
 
-/// The heads alone would take more than half of the budget.
+/// The heads would take more than half of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyEntries {
-    /// The least budget for so many entries, in bytes.
+    /// The least budget for this number of entries, in bytes.
     pub least_budget: u64,
 }
 
 impl fmt::Display for TooManyEntries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mebibytes = self.least_budget.div_ceil(1 << 20);
-        write!(f, "too small for so many entries, wanted a budget of {mebibytes}MiB or more")
+        write!(f, "too small for this number of entries, wanted a budget of {mebibytes}MiB or more")
     }
 }
 
-/// A bucket is read and written whole: more entries make each operation slower (31 KiB at 256, about a
-/// microsecond), fewer make it likelier that one bucket is full while others are empty.
+/// A bucket is read and written as a whole: more entries make each operation slower (31 KiB at 256, about a
+/// microsecond); with fewer, it is likelier that one bucket is full while others are empty.
 const FEWEST_WAYS: u32 = 8;
 const MOST_WAYS: u32 = 256;
 
-/// What an answer of the largest body takes beyond it: headers, of which Envoy takes 60 KiB by default.
+/// Room for the headers of an answer with the largest body; Envoy allows 60 KiB of headers by default.
 const HEADERS_BYTES: u64 = 64 * 1024;
 
-impl Geometry {
+impl Layout {
     pub(super) fn of(capacity: Capacity) -> Result<Self, TooManyEntries> {
         let heads = u64::from(capacity.entries) * ENTRY_BYTES as u64;
         if heads > capacity.budget_bytes / 2 {
@@ -56,7 +56,8 @@ impl Geometry {
         }
         let answers = capacity.budget_bytes - heads;
         let largest = (capacity.largest_answer as u64).saturating_add(HEADERS_BYTES);
-        // As many buckets as leave room for a largest answer in each, within the bounds of ways.
+        // As many buckets as leave room for a largest answer in each, within the bounds of entries per
+        // bucket.
         let wanted = u32::try_from(answers / largest).unwrap_or(u32::MAX);
         let fewest = capacity.entries.div_ceil(MOST_WAYS).next_power_of_two();
         let most = previous_power_of_two(capacity.entries / FEWEST_WAYS);
@@ -77,23 +78,23 @@ fn previous_power_of_two(number: u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn geometry(entries: u32, budget_mib: u64, largest_kib: usize) -> Geometry {
+    fn layout(entries: u32, budget_mib: u64, largest_kib: usize) -> Layout {
         let capacity =
             Capacity { entries, budget_bytes: budget_mib << 20, largest_answer: largest_kib << 10 };
-        Geometry::of(capacity).unwrap()
+        Layout::of(capacity).unwrap()
     }
 
     #[test]
     fn the_default_table_holds_a_largest_answer_in_each_bucket() {
-        let geometry = geometry(16_384, 64, 256);
-        assert_eq!((geometry.buckets, geometry.ways), (128, 128));
-        assert!(geometry.answer_bytes >= (256 + 64) << 10);
+        let layout = layout(16_384, 64, 256);
+        assert_eq!((layout.buckets, layout.ways), (128, 128));
+        assert!(layout.answer_bytes >= (256 + 64) << 10);
     }
 
     #[test]
     fn small_answers_make_many_small_buckets() {
-        let geometry = geometry(65_536, 64, 1);
-        assert_eq!((geometry.buckets, geometry.ways), (512, 128));
+        let layout = layout(65_536, 64, 1);
+        assert_eq!((layout.buckets, layout.ways), (512, 128));
     }
 
     #[test]
@@ -106,26 +107,26 @@ mod tests {
                         budget_bytes: budget << 20,
                         largest_answer: largest << 10,
                     };
-                    let Ok(geometry) = Geometry::of(capacity) else { continue };
-                    let all = u64::from(geometry.buckets) * geometry.ways as u64;
+                    let Ok(layout) = Layout::of(capacity) else { continue };
+                    let all = u64::from(layout.buckets) * layout.ways as u64;
                     assert!(all <= u64::from(entries) && all * 2 > u64::from(entries));
                     let ways = FEWEST_WAYS as usize..=MOST_WAYS as usize;
-                    assert!(ways.contains(&geometry.ways), "{capacity:?} {geometry:?}");
-                    let bytes = all * ENTRY_BYTES as u64
-                        + geometry.answer_bytes * u64::from(geometry.buckets);
-                    assert!(bytes <= budget << 20, "{capacity:?} {geometry:?}");
+                    assert!(ways.contains(&layout.ways), "{capacity:?} {layout:?}");
+                    let bytes =
+                        all * ENTRY_BYTES as u64 + layout.answer_bytes * u64::from(layout.buckets);
+                    assert!(bytes <= budget << 20, "{capacity:?} {layout:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn a_budget_that_heads_alone_would_take_is_refused() {
+    fn a_budget_that_the_heads_would_use_up_is_refused() {
         let capacity = Capacity { entries: 1_000_000, budget_bytes: 1 << 20, largest_answer: 1 };
-        let error = Geometry::of(capacity).unwrap_err();
+        let error = Layout::of(capacity).unwrap_err();
         let least = (2 * 1_000_000 * ENTRY_BYTES).div_ceil(1 << 20);
         let wanted =
-            format!("too small for so many entries, wanted a budget of {least}MiB or more");
+            format!("too small for this number of entries, wanted a budget of {least}MiB or more");
         assert_eq!(error.to_string(), wanted);
     }
 }

@@ -7,22 +7,22 @@ use redis_protocol::resp2::types::{BorrowedFrame, OwnedFrame};
 /// A reply of Redis.
 pub(super) type Frame = OwnedFrame;
 
-/// The longest reply there is reason for: an answer of 8 MiB, its headers, and room. Past it the stream is
-/// taken for broken, and memory stays bounded.
+/// The longest valid reply: an answer of 8 MiB, its headers, and some room. If it is longer, the stream
+/// counts as broken, so that memory stays bounded.
 const LONGEST_FRAME: usize = 16 * 1024 * 1024;
 
-/// The longest array there is reason for, in bytes: what redis_proxy makes of `CONFIG GET` with a thousand
-/// shards, 41 bytes each.
+/// The longest valid array, in bytes: the reply of redis_proxy to `CONFIG GET` with a thousand shards, 41
+/// bytes each.
 const LONGEST_ARRAY: usize = 64 * 1024;
 
-/// The longest line there is reason for: a number, or the text of an error.
+/// The longest valid line: a number, or the text of an error.
 const LONGEST_LINE: usize = 1024;
 
-/// What a stream holds is no RESP2.
+/// The stream has bytes that are not RESP2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Broken;
 
-/// Bytes that have come and were not read yet.
+/// Received bytes that are not decoded yet.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     bytes: Vec<u8>,
@@ -30,7 +30,7 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Takes what has come, however it was split.
+    /// Takes received bytes, however they were split.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         // Once a batch, so that reading many small frames does not move the rest each time.
         self.bytes.drain(..self.read);
@@ -38,7 +38,7 @@ impl Decoder {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next frame; `None` until it is whole.
+    /// The next frame; `None` until it is complete.
     pub(super) fn next(&mut self) -> Result<Option<Frame>, Broken> {
         let rest = self.bytes.get(self.read..).unwrap_or_default();
         let is_array = rest.first() == Some(&b'*');
@@ -59,23 +59,23 @@ impl Decoder {
     }
 }
 
-/// Whether an array's parts, as far as they have come, are arrays in turn. No reply to a command of ours has
-/// any, and the decoder would follow them by recursion, as deep as somebody likes.
+/// Whether an array contains arrays, as far as it has come. No reply to our commands does, and the decoder
+/// would recurse into them without a limit.
 fn has_array_inside(array: &[u8]) -> Result<bool, Broken> {
-    let Some(Line { text, mut rest }) = line(array)? else { return Ok(false) };
+    let Some(TextLine { text, mut rest }) = line(array)? else { return Ok(false) };
     for _ in 0..number(text).unwrap_or(0) {
         rest = match rest.first() {
             None => return Ok(false),
             Some(b'*') => return Ok(true),
             Some(b'$') => {
-                let Some(Line { text, rest }) = line(rest)? else { return Ok(false) };
+                let Some(TextLine { text, rest }) = line(rest)? else { return Ok(false) };
                 // Null, of length -1, has no bytes and no end of line.
                 let skipped = number(text).map_or(0, |length| length.saturating_add(2));
                 let Some(rest) = rest.get(skipped..) else { return Ok(false) };
                 rest
             }
             Some(_) => {
-                let Some(Line { rest, .. }) = line(rest)? else { return Ok(false) };
+                let Some(TextLine { rest, .. }) = line(rest)? else { return Ok(false) };
                 rest
             }
         };
@@ -87,30 +87,30 @@ fn number(text: &[u8]) -> Option<usize> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// A line without its first byte, and what follows it.
-struct Line<'a> {
+/// A line without its first byte, and the bytes that follow it.
+struct TextLine<'a> {
     text: &'a [u8],
     rest: &'a [u8],
 }
 
-/// The first line of these bytes; `None` until it is whole.
-fn line(bytes: &[u8]) -> Result<Option<Line<'_>>, Broken> {
+/// The first line of these bytes; `None` until it is complete.
+fn line(bytes: &[u8]) -> Result<Option<TextLine<'_>>, Broken> {
     let end = bytes.windows(2).take(LONGEST_LINE).position(|pair| pair == b"\r\n");
     let Some(end) = end else {
         return if bytes.len() > LONGEST_LINE { Err(Broken) } else { Ok(None) };
     };
     let line = bytes.get(1..end).zip(bytes.get(end.saturating_add(2)..));
-    Ok(line.map(|(text, rest)| Line { text, rest }))
+    Ok(line.map(|(text, rest)| TextLine { text, rest }))
 }
 
-/// Writes a command behind what is in `out`.
+/// Appends a command to `out`.
 pub(super) fn write(out: &mut Vec<u8>, arguments: &[&[u8]]) {
     let parts: Vec<_> = arguments.iter().map(|part| BorrowedFrame::BulkString(part)).collect();
     let command = BorrowedFrame::Array(&parts);
     let start = out.len();
     out.resize(start.saturating_add(command.encode_len(false)), 0);
-    // The room is what the encoder asked for, so this cannot fail. If it did, Redis would close the pipe
-    // over the zeros, and the commands on it would fail as they do when it breaks.
+    // The room is as large as the encoder asked for, so this cannot fail. If it did, Redis would close the
+    // pipe because of the zeros, and the commands on it would fail as they do when it breaks.
     if let Some(room) = out.get_mut(start..) {
         let _ = encode_borrowed(room, &command, false);
     }

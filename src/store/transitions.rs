@@ -1,50 +1,50 @@
-//! What each command does to a record: the one place that every store must agree with.
+//! What each command does to a record: the one definition that every store must follow.
 
 use super::Command;
 use crate::record::{Head, Kept, State, Token};
 use crate::time::Timestamp;
 use std::time::Duration;
 
-/// What a command comes to. `Change`s say what takes the record's place.
+/// The result of a command. A `Change` says what happens to the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The key is claimed.
     Claimed {
         /// Executions begun under the key, this one included.
         attempt: u32,
-        /// What becomes of the record.
+        /// What happens to the record.
         change: Change,
     },
     /// The key is taken by this record, as it stands now.
     Exists(Head),
     /// Done.
     Done(Change),
-    /// The record is somebody else's; it stays as it is.
+    /// The record belongs to another token; it stays as it is.
     NotOwner,
 }
 
-/// What becomes of the record under a key.
+/// What happens to the record under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// It stays as it is.
     Keep,
-    /// This takes its place; an answer is the command's.
+    /// This replaces it; an answer is the command's own.
     Put(Head),
-    /// It goes.
+    /// It is deleted.
     Remove,
 }
 
 /// A record as it stands at a point in time.
 enum Standing<'a> {
-    /// There is none, or it is over.
+    /// There is none, or it has expired.
     Absent,
-    /// Its execution ended in doubt, and the time of doubt is over: the next attempt takes over.
+    /// Its outcome was unknown, and `unknown_ttl` is over: the next attempt takes over.
     Over(&'a Head),
-    /// Somebody's claim.
+    /// A live claim.
     Ongoing(&'a Head),
-    /// In doubt until then.
+    /// Its outcome is unknown until then.
     Unknown(&'a Head, Timestamp),
-    /// Over and done.
+    /// It is finished.
     Finished(&'a Head),
 }
 
@@ -64,34 +64,34 @@ fn standing(record: Option<&Head>, now: Timestamp) -> Standing<'_> {
     }
 }
 
-/// How little is lost when a record goes to make room for another; the least first.
+/// How little is lost when a record is evicted; the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Worth {
-    /// It is finished and its time is over.
+pub enum EvictionPriority {
+    /// Finished and expired.
     Nothing,
-    /// A question that is on its way to the shared store: its coalescing.
+    /// A lookup in flight to the shared store: only its coalescing is lost.
     Question,
-    /// In doubt, and its time is over: the count of its attempts.
+    /// Unknown and past its time: only the count of its attempts is lost.
     Attempts,
-    /// What the shared store has said of a claim elsewhere: a look, unless the shared store fails.
+    /// A snapshot of a claim elsewhere: a lookup is lost, or more if the shared store fails.
     Snapshot,
-    /// It is finished: a retry would run again.
+    /// Finished: a retry would run again.
     Answer,
-    /// A claim, or the doubt that is left of one: never.
+    /// A claim, or its unknown outcome: never evicted.
     Claim,
 }
 
-/// What is lost when `record` goes.
-pub fn worth(record: &Head, now: Timestamp) -> Worth {
+/// What is lost when `record` is evicted.
+pub fn eviction_priority(record: &Head, now: Timestamp) -> EvictionPriority {
     match standing(Some(record), now) {
-        Standing::Absent => Worth::Nothing,
-        Standing::Over(_) => Worth::Attempts,
-        Standing::Finished(_) => Worth::Answer,
-        Standing::Ongoing(_) | Standing::Unknown(..) => Worth::Claim,
+        Standing::Absent => EvictionPriority::Nothing,
+        Standing::Over(_) => EvictionPriority::Attempts,
+        Standing::Finished(_) => EvictionPriority::Answer,
+        Standing::Ongoing(_) | Standing::Unknown(..) => EvictionPriority::Claim,
     }
 }
 
-/// The record as a claim would meet it now: `None` once its time is over.
+/// The record as a claim would find it now: `None` once its time is over.
 pub fn as_it_stands(record: &Head, now: Timestamp) -> Option<Head> {
     match standing(Some(record), now) {
         Standing::Absent | Standing::Over(_) => None,
@@ -100,7 +100,7 @@ pub fn as_it_stands(record: &Head, now: Timestamp) -> Option<Head> {
     }
 }
 
-/// Carries out `command` on the record under its key.
+/// Applies `command` to the record under its key.
 pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdict {
     match command {
         Command::Claim { token, fingerprint, first_seen, lease, unknown_for, .. } => {
@@ -120,7 +120,7 @@ pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdic
                 Standing::Over(record) => {
                     claim(record.attempt.saturating_add(1), record.first_seen)
                 }
-                // A retry of itself, its first reply lost.
+                // A retry of itself: its first reply was lost.
                 Standing::Ongoing(record) if record.token == *token => {
                     Verdict::Claimed { attempt: record.attempt, change: Change::Keep }
                 }
@@ -133,7 +133,7 @@ pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdic
             }
         }
         Command::Extend { token, lease, .. } => match owned(record, *token) {
-            // Lapsed or not: nobody took over, and the owner is alive.
+            // Lapsed or not: no other request took over, and the owner is alive.
             Owned::Ongoing(record, unknown_for) => {
                 put(record, State::Ongoing { lease_until: now.after(*lease), unknown_for })
             }
@@ -144,13 +144,15 @@ pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdic
                 let until = now.after(*ttl);
                 put(record, State::Finished { until, status: *status, kept: kept.form() })
             }
-            // A retry of itself, its first reply lost.
+            // A retry of itself: its first reply was lost.
             Owned::Finished => Verdict::Done(Change::Keep),
             Owned::ByNobodyOrAnother => Verdict::NotOwner,
         },
         Command::Release { token, .. } => match owned(record, *token) {
             Owned::Ongoing(record, _) | Owned::Unknown(record) if record.attempt > 1 => {
-                put(record, State::Unknown { until: now })
+                // The attempts before this one may have run; this one has not.
+                let before = Head { attempt: record.attempt.saturating_sub(1), ..record.clone() };
+                put(&before, State::Unknown { until: now })
             }
             Owned::Ongoing(..) | Owned::Unknown(_) => Verdict::Done(Change::Remove),
             Owned::Finished | Owned::ByNobodyOrAnother => Verdict::NotOwner,
@@ -164,7 +166,7 @@ pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdic
     }
 }
 
-/// A record by its owner's eyes. Time does not matter: until somebody takes over, it is still theirs.
+/// A record as its owner sees it. Time does not matter: until another request takes over, it is still theirs.
 enum Owned<'a> {
     Ongoing(&'a Head, Duration),
     Unknown(&'a Head),

@@ -4,18 +4,18 @@ use crate::time::Timestamp;
 use std::time::Duration;
 
 /// Pause after the first failure; each further one doubles it. A restart of Redis takes a tenth of a second:
-/// the second or third try finds it.
+/// the second or third try succeeds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// The longest pause. Service is back this long after Redis is, at the latest, and a thousand workers whose
-/// Redis is away cost a thousand connection attempts a second.
+/// The longest pause. Service is back at most this long after Redis. A thousand workers without Redis make a
+/// thousand connection attempts a second.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// One connection, or none.
+/// One connection, open or closed.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Reconnect {
     state: State,
-    /// Connections in a row that ended before they were of any use.
+    /// Connections in a row that ended before they were usable.
     failures: u32,
     random: u64,
 }
@@ -27,14 +27,14 @@ enum State {
     Open { last_sign: Timestamp },
 }
 
-impl Link {
-    /// `seed` differs from worker to worker, so that they do not come back all at once.
+impl Reconnect {
+    /// `seed` differs from worker to worker, so that they do not reconnect all at once.
     pub(super) fn new(seed: u64) -> Self {
         let state = State::Closed { retry_at: Timestamp::default() };
         Self { state, failures: 0, random: seed | 1 }
     }
 
-    /// Whether to open a connection now; asked once, it is on its way.
+    /// Whether to open a connection now; if so, it counts as opening.
     pub(super) fn begin(&mut self, now: Timestamp) -> bool {
         match self.state {
             State::Closed { retry_at } if retry_at <= now => {
@@ -50,17 +50,17 @@ impl Link {
         self.state = State::Open { last_sign: now };
     }
 
-    /// Bytes have come.
+    /// Bytes were received.
     pub(super) fn heard(&mut self, now: Timestamp) {
         self.state = State::Open { last_sign: now };
     }
 
-    /// It is of use: Redis has let us in and does what we ask.
+    /// It is usable: Redis has accepted the login and replies to commands.
     pub(super) fn proved(&mut self) {
         self.failures = 0;
     }
 
-    /// It is gone. One that was not missed may be opened again at once.
+    /// It is closed. One that no command waited for may be reopened at once.
     pub(super) fn closed(&mut self, missed: bool, now: Timestamp) {
         if missed {
             self.failures = self.failures.saturating_add(1);
@@ -73,7 +73,7 @@ impl Link {
         matches!(self.state, State::Open { .. })
     }
 
-    /// When it was opened, or last heard of.
+    /// When it was opened, or last received bytes.
     pub(super) fn last_sign(&self) -> Option<Timestamp> {
         match self.state {
             State::Open { last_sign } => Some(last_sign),
@@ -89,13 +89,13 @@ impl Link {
         }
     }
 
-    /// More than one attempt has failed, and it is too early for the next: waiting for it would only
-    /// hold up requests that may be answered otherwise.
+    /// More than one attempt has failed, and it is too early for the next: waiting for it would only delay
+    /// requests that may be answered otherwise.
     pub(super) fn is_down(&self, now: Timestamp) -> bool {
         self.failures > 1 && self.retry_at().is_some_and(|retry_at| now < retry_at)
     }
 
-    /// Half of the pause, and up to as much again by chance.
+    /// Half of the pause, plus a random part of up to the other half.
     fn pause(&mut self) -> Duration {
         let doublings = self.failures.saturating_sub(1).min(10);
         let longest = SHORTEST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
@@ -119,35 +119,35 @@ mod tests {
 
     #[test]
     fn pauses_grow_up_to_a_second_and_end_when_redis_answers() {
-        let mut link = Link::new(7);
+        let mut reconnect = Reconnect::new(7);
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            link.closed(true, at(0));
-            pauses.push(link.retry_at().unwrap().as_millis());
+            reconnect.closed(true, at(0));
+            pauses.push(reconnect.retry_at().unwrap().as_millis());
         }
         assert!((25..50).contains(&pauses[0]), "{pauses:?}");
         assert!((500..1_000).contains(&pauses[9]), "{pauses:?}");
-        link.opened(at(0));
-        link.heard(at(0));
-        link.proved();
-        link.closed(true, at(0));
-        assert!(link.retry_at().unwrap() < at(50));
+        reconnect.opened(at(0));
+        reconnect.heard(at(0));
+        reconnect.proved();
+        reconnect.closed(true, at(0));
+        assert!(reconnect.retry_at().unwrap() < at(50));
     }
 
     #[test]
-    fn a_connection_that_nobody_missed_is_opened_again_at_once() {
-        let mut link = Link::new(7);
-        link.opened(at(5));
-        link.closed(false, at(10));
-        assert!(link.begin(at(10)) && !link.begin(at(10)));
+    fn an_idle_connection_is_reopened_at_once() {
+        let mut reconnect = Reconnect::new(7);
+        reconnect.opened(at(5));
+        reconnect.closed(false, at(10));
+        assert!(reconnect.begin(at(10)) && !reconnect.begin(at(10)));
     }
 
     #[test]
     fn two_workers_do_not_come_back_together() {
         let pause = |seed| {
-            let mut link = Link::new(seed);
-            (0..6).for_each(|_| link.closed(true, at(0)));
-            link.retry_at()
+            let mut reconnect = Reconnect::new(seed);
+            (0..6).for_each(|_| reconnect.closed(true, at(0)));
+            reconnect.retry_at()
         };
         assert_ne!(pause(3), pause(1_234_567));
     }
