@@ -1,12 +1,13 @@
 //! `make depth`: how many streams one callback of a worker may let go before V8's stack ends.
 //!
-//! Envoy carries out what a callback asks for after it, one inside another, so the stack grows with the
-//! number of streams that one callback deals with. The module of `make trap` is told to deal with a whole
-//! crowd in one callback; bisection finds the crowd that is too large. A crowd passes if no VM has stopped and
-//! all of it has its answer. What is printed is the reason for `BATCH` in `src/schedule/budget.rs`.
+//! Envoy carries out a callback's requests after it, one inside another, so the stack grows with the number
+//! of streams that one callback handles. The module of `make trap` handles a whole crowd in one callback;
+//! bisection finds the crowd that is too large. A crowd passes if no VM stops and every request has its
+//! answer. `BATCH` in `src/schedule/budget.rs` rests on these figures.
 
 #![allow(
     clippy::disallowed_methods,
+    clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "it takes the time that a worker takes, and a measurement that cannot be made ends there"
 )]
@@ -19,16 +20,16 @@ use testkit::scene::Scene;
 use testkit::{Bootstrap, PATIENCE, Request, eventually};
 use tokio::time::{sleep, timeout};
 
-/// No callback reaches it: the crowd alone says how deep it gets.
+/// No callback reaches this limit: only the size of the crowd counts.
 const UNBOUNDED: u32 = 1_000_000;
 
 /// The largest crowd. A worker has no more than 1,024 commands to Redis under way.
 const LARGEST: usize = 1_000;
 
-/// Bisection ends when what passes and what does not are so near.
+/// Bisection ends when the bounds are this close.
 const RESOLUTION: usize = 2;
 
-/// The time for Redis where a crowd waits for it to be over, and where nobody should reach it.
+/// The store's timeout: short where the crowd waits for it, long where no request should reach it.
 const SHORT: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(5);
 
