@@ -1,18 +1,25 @@
-//! How much one callback may do for streams that are not its own.
+//! How many streams other than its own one callback may handle.
 
-/// Streams that one callback of a worker deals with; the rest waits for another callback.
+/// Streams that one callback of a worker handles; the rest wait for another callback.
 ///
-/// What a callback asks for is carried out nested, so the stack is deepest after this many answers. In a
-/// stock Envoy with this filter and the router alone, some 250 nested answers end V8's stack (`make depth`
-/// measures it). Other filters make each level deeper; 32 leaves them eight times the room. It costs
-/// little: a callback more for each 32 streams. Twice as many would gain 3 % (`make bench`).
+/// Envoy carries out a callback's requests nested, so the stack is deepest after this many answers. In a
+/// stock Envoy 1.39, V8's stack overflows after 306 local replies, after 265 requests that go on to a cluster
+/// without hosts, and after 907 ends of responses (`make depth`). Requests that go on to an origin are not
+/// nested. Five filters more (Lua, RBAC, buffer, Wasm) changed nothing: they return before the next answer is
+/// carried out. With 32 there is eight times the room, for other builds of Envoy and other hosts.
+///
+/// The price is time. Without Redis, the next callback is a tick, and Envoy's clock has the resolution of the
+/// kernel's coarse clock: 4 ms at 250 Hz, so a worker answers 32 waiters in 4 ms. Measured with batches of 16,
+/// 32, 64 and 128 (bench, `-- crowd`, on a machine with other load): 10,000 waiters in memory have their
+/// answers after 2.5, 1.3, 0.6 and 0.4 to 0.5 s; meanwhile the p50 of other requests is 2, 2, 3 and 9 ms, and
+/// their p99, in the better of two runs, 5, 10, 9 and 23 ms.
 pub const BATCH: u32 = 32;
 
-/// What is left of a callback's share.
+/// The remaining budget of a callback.
 ///
 /// Only a callback that Envoy never nests in another may [renew](Self::renew) it: a tick, a message of the
-/// worker's own queue, bytes from Redis. All other callbacks spend what these have left, since nobody can
-/// see from inside whether a callback is nested.
+/// worker's own queue, bytes from Redis. All other callbacks use the remaining budget, because a callback
+/// cannot detect whether it is nested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     share: u32,
@@ -25,17 +32,17 @@ impl Budget {
         Self { share, left: share }
     }
 
-    /// A callback has begun that is not nested in another.
+    /// A callback begins that is not nested in another.
     pub fn renew(&mut self) {
         self.left = self.share;
     }
 
-    /// Nothing is left.
+    /// The budget is used up.
     pub fn is_spent(&self) -> bool {
         self.left == 0
     }
 
-    /// One stream is dealt with.
+    /// One stream is handled.
     pub fn spend(&mut self) {
         self.left = self.left.saturating_sub(1);
     }
@@ -46,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn callbacks_that_may_be_nested_share_what_the_outer_one_has_left() {
+    fn nested_callbacks_share_the_rest_of_the_outer_budget() {
         let mut budget = Budget::new(2);
         budget.spend();
         assert!(!budget.is_spent());
