@@ -43,6 +43,7 @@
     clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "it takes the time that clients take, and a soak that cannot run ends there"
 )]
