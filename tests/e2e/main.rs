@@ -27,6 +27,8 @@ mod outcomes;
 mod redis_away;
 mod redis_harness;
 mod redis_kinds;
+mod replaced;
+mod shards;
 mod store;
 mod telemetry;
 mod transitions;
