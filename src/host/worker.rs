@@ -34,8 +34,9 @@ use std::time::Duration;
 /// person notices.
 const SHORT_TICK: Duration = Duration::from_millis(20);
 
-/// Tick while facts wait for another callback. Envoy accepts new requests before each tick, so they do not
-/// wait behind a crowd; a message to the worker's own queue would come before them.
+/// Tick while facts wait for another callback. Envoy takes in new requests before each tick, so those do not
+/// wait behind a crowd. A message to the worker's own queue comes before them, and at once: one such callback
+/// follows each tick, and no more.
 const NEXT_TICK: Duration = Duration::from_millis(1);
 
 /// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is due three
@@ -68,6 +69,8 @@ pub(super) struct Worker {
     probes: VecDeque<(u32, Vec<u8>)>,
     bodies: Bodies,
     tick: Duration,
+    /// A further callback was asked for since the last tick.
+    called_back: bool,
     /// Envoy has announced the end of this configuration.
     ending: bool,
 }
@@ -133,6 +136,7 @@ impl Worker {
             probes: VecDeque::new(),
             bodies: Bodies::Unknown,
             tick: Duration::ZERO,
+            called_back: false,
             ending: false,
         }
     }
@@ -282,11 +286,15 @@ impl Worker {
         self.connections.flush();
         if self.has_more() {
             self.hurry_to(NEXT_TICK);
+            if !std::mem::replace(&mut self.called_back, true) {
+                self.queues.call_back();
+            }
         }
     }
 
     pub(super) fn tick(&mut self) {
         self.budget.renew();
+        self.called_back = false;
         let now = now();
         self.as_root();
         if self.ending {

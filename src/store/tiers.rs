@@ -246,21 +246,23 @@ impl<S: SharedData> Tiers<S> {
         let head = Head { token, fingerprint, attempt, first_seen, state };
         let judge = |knowledge: &Knowledge| {
             let asking = without(knowledge.asking, token);
+            let attempt = attempt.max(attempts_here(knowledge, now).saturating_add(1));
             let decided =
                 decided_here(knowledge, now).filter(|(known, _)| known.head.token != token);
             if let Some((_, head)) = decided {
                 let next = Some(Knowledge { known: knowledge.known.clone(), asking });
                 return Judged { says: Says::Record(head), next, watch: false };
             }
-            let known = Known { kind: Kind::Own, head: head.clone(), seen_at: now, since: now };
+            let head = Head { attempt, ..head.clone() };
+            let known = Known { kind: Kind::Own, head, seen_at: now, since: now };
             let next = Some(Knowledge { known: Some(known), asking });
-            Judged { says: Says::Other(()), next, watch: false }
+            Judged { says: Says::Other(attempt), next, watch: false }
         };
         match self.table.look(*key, &judge, now) {
             Ok(Looked { said: Said::Record(record), wake }) => {
                 Concluded { reply: Ok(Reply::Exists(record)), wake, give_back: true }
             }
-            Ok(Looked { said: Said::Other(()), wake }) => {
+            Ok(Looked { said: Said::Other(attempt), wake }) => {
                 concluded(Ok(Reply::Claimed { attempt }), wake)
             }
             // A failure of the table costs the shared store a command, but no request a refusal.
@@ -436,6 +438,19 @@ fn decided_here(knowledge: &Knowledge, now: Timestamp) -> Option<(&Known, Head)>
     };
     let head = transitions::as_it_stands(&known.head, now)?;
     decided.then_some((known, head))
+}
+
+/// Attempts that began here while the shared store was away, and may have run: the shared store cannot count them.
+fn attempts_here(knowledge: &Knowledge, now: Timestamp) -> u32 {
+    let known = knowledge.known.as_ref().filter(|known| known.kind == Kind::LocalOnly);
+    let head = known.map(|known| &known.head);
+    let may_have_run = head.filter(|head| match head.state {
+        State::Ongoing { .. } | State::Unknown { .. } => {
+            transitions::as_it_stands(head, now).is_none()
+        }
+        State::Finished { .. } => false,
+    });
+    may_have_run.map_or(0, |head| head.attempt)
 }
 
 /// What replaces the known record and the lookup.

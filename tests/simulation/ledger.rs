@@ -100,10 +100,8 @@ impl Ledger {
 
     /// Its worker is gone: its own Envoy may never have heard of the end.
     pub fn owner_dies(&mut self, token: Token) {
-        if let Some(execution) = self.of(token) {
-            if !execution.end_heard {
-                execution.own_free_at = None;
-            }
+        if let Some(execution) = self.of(token).filter(|execution| !execution.end_heard) {
+            execution.own_free_at = None;
         }
     }
 

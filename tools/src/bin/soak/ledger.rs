@@ -64,7 +64,7 @@ struct Account {
 
 impl Account {
     /// Why no execution may begin; `None` if one may.
-    fn forbids(&self, judged: Judged, attempt: u32, now: Instant) -> Option<&'static str> {
+    fn forbids(&self, attempt: u32, now: Instant) -> Option<&'static str> {
         if attempt == 0 {
             return Some("began without the filter");
         }
@@ -85,7 +85,7 @@ impl Account {
         if now + SLEW < doubted + UNKNOWN_TTL {
             return Some("began before the end of unknown_ttl");
         }
-        let as_if_first = judged == Judged::Together && self.miscounts(attempt);
+        let as_if_first = self.miscounts(attempt);
         as_if_first.then_some("began after an unknown outcome as if it were the first")
     }
 
@@ -177,7 +177,7 @@ impl Ledger {
         let elsewhere = (Some(1 - envoy.min(1)), key);
         inner.totals.at_both += u64::from(inner.accounts.contains_key(&elsewhere));
         let mut account = inner.accounts.remove(&place).unwrap_or_default();
-        let forbidden = account.forbids(self.judged, attempt, now);
+        let forbidden = account.forbids(attempt, now);
         inner.totals.miscounted += u64::from(account.miscounts(attempt));
         let last = account.last.as_ref();
         let forgotten = last.is_some_and(|last| inner.is_forgotten(last.began));
