@@ -359,13 +359,13 @@ fn explain_says_why_a_request_gets_no_key() {
 }
 
 #[test]
-fn a_request_that_is_none_is_refused() {
+fn a_malformed_request_is_refused() {
     let file = File::new("request.json", &transitions(json!({})));
     for (request, why) in [
         ("", "do not end with an empty line"),
         ("hello\n\n", "not HTTP/1.1"),
         ("POST / HTTP/1.1\ncontent-length: 5\n\nabc", "3 bytes follow"),
-        ("POST / HTTP/1.1\ntransfer-encoding: chunked\n\n", "give the body plain"),
+        ("POST / HTTP/1.1\ntransfer-encoding: chunked\n\n", "give the plain body"),
     ] {
         let ran = run(&["explain", file.path()], request);
         assert!(ran.code == 1 && ran.err.contains(why), "{request:?}: {}", ran.err);

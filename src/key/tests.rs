@@ -147,7 +147,10 @@ fn an_error_says_where_the_fault_is() {
     assert_eq!(said(KeyPart::Json(pointer("/from"))), named("json /from"));
     assert_eq!(said(KeyPart::Body), named("body"));
     let invalid = KeyError::KeyInvalid { header: "idempotency-key".into(), why: "it is repeated" };
-    assert_eq!(invalid.to_string(), "the header idempotency-key is no key: it is repeated");
+    assert_eq!(
+        invalid.to_string(),
+        "the header idempotency-key is not a valid key: it is repeated"
+    );
     let body = KeyError::BodyInvalid { why: "it is not JSON" };
     assert_eq!(body.to_string(), "the body cannot be read: it is not JSON");
 }

@@ -1,4 +1,4 @@
-//! What every store must do: one suite, run against each of them.
+//! The contract of every store: one suite, run against each of them.
 
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
