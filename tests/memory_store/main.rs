@@ -117,8 +117,8 @@ impl SharedData for Meddled {
     }
 }
 
-/// Runs `first` with all of `second` between any two of its calls to shared data, for each such place,
-/// and hands both replies and the store to `check`.
+/// Runs `first` with all of `second` between any two of its calls to shared data, for each such point,
+/// and passes both replies and the store to `check`.
 fn interleaved(
     prepare: &[(Command, Timestamp)],
     first: &(Command, Timestamp),
@@ -141,7 +141,7 @@ fn interleaved(
         shared.at.set(Some(at));
         let executed = store.execute(&first.0, first.1).unwrap();
         let Some(meddled) = result.borrow_mut().take() else {
-            // Every place was tried: the first makes no more calls than that.
+            // Every point was tried: the first makes no more calls.
             assert!(at > 1, "the first command calls nothing");
             return;
         };
@@ -206,7 +206,7 @@ fn a_takeover_in_the_middle_of_a_late_end_leaves_one_owner() {
     let successor = (claim(1, 2, false), late);
     interleaved(&prepare, &owner, &successor, |store, ended, _, taken, _| {
         let took_over = matches!(taken, Reply::Claimed { .. });
-        // The end came first and the claim met the answer, or the claim came first and the end is void.
+        // The end came first and the claim found the answer, or the claim came first and the end is void.
         assert_eq!(took_over, ended == Reply::NotOwner, "{ended:?} {taken:?}");
         let now = store.execute(&complete(1, 2, b"successor".to_vec()), late).unwrap().reply;
         assert_eq!(took_over, now == Reply::Done);
@@ -302,7 +302,7 @@ fn a_key_with_unknown_outcome_survives_a_flood() {
     }
 }
 
-/// A host that overwrites, whatever the version.
+/// A host that overwrites a value without a check of its version.
 #[derive(Debug, Default)]
 struct Overwrites(Map);
 

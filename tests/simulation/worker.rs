@@ -16,7 +16,7 @@ const LOCAL_TTL: Duration = Duration::from_secs(3);
 const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
 /// When a command to Redis is late.
 pub const TIMEOUT_MILLIS: u64 = 250;
-/// Streams that one callback deals with: few, so that small crowds are dealt with in many.
+/// Streams that one callback handles: few, so that small crowds need many callbacks.
 pub const SHARE: u32 = 3;
 
 /// Shared data of one Envoy.
@@ -33,7 +33,7 @@ impl SharedData for Shared {
     }
 }
 
-/// A question of a stream.
+/// A command of a stream.
 pub type StreamRequest = (usize, Question);
 
 /// A connection to Redis, as the worker has it.

@@ -48,7 +48,7 @@ impl Scene {
         request.key(key).caller("alice").json("{}").http2()
     }
 
-    /// So many requests to the first Envoy, over so many keys in turn.
+    /// This many requests to the first Envoy, over this many keys in turn.
     fn requests(&self, path: &str, number: usize, keys: usize) -> Vec<Request> {
         (0..number).map(|each| self.post(0, path, &format!("key-{}", each % keys))).collect()
     }
@@ -58,17 +58,17 @@ impl Scene {
         Crowd::send(self.deployment.envoy().front, requests).await
     }
 
-    /// Executions of the crowd; the request before it is none of them.
+    /// Executions of the crowd, without the request before it.
     fn executions(&self) -> usize {
         self.deployment.origin.executions() - 1
     }
 
-    /// Waits until so many run.
+    /// Waits until this many run.
     async fn run(&self, number: usize) {
         eventually("so many run", async || self.executions() == number).await;
     }
 
-    /// Waits until so many wait at this Envoy for another's execution.
+    /// Waits until this many wait at this Envoy for another's execution.
     async fn wait(&self, envoy: usize, number: usize) {
         eventually("so many wait", async || {
             let waiters =
