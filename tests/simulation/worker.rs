@@ -41,7 +41,7 @@ pub type StreamRequest = (usize, Question);
 pub struct Socket {
     pub worker: usize,
     pub line: Connection,
-    /// Those of one line differ by it.
+    /// Distinguishes the connections of one line.
     pub number: u64,
 }
 
