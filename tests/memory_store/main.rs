@@ -166,7 +166,7 @@ fn a_watcher_is_seen_or_sees_the_end_wherever_it_comes() {
     let check = |watched: &Reply, wake: bool| match watched {
         Reply::Exists(record) => {
             let ongoing = matches!(record.state, State::Ongoing { .. });
-            assert!(!ongoing || wake, "nobody will wake the waiter");
+            assert!(!ongoing || wake, "no end will wake the waiter");
         }
         other => panic!("{other:?}"),
     };

@@ -98,7 +98,7 @@ fn tiers(map: &Map) -> Tiers<Map> {
 fn known(tiers: &Tiers<Map>, claim: &Command, millis: u64) -> Option<Record> {
     match tiers.begin(claim, at(millis)) {
         Begun::Answered(record) => Some(record),
-        Begun::Undecided(until) => panic!("somebody asks, until {until:?}"),
+        Begun::Undecided(until) => panic!("a lookup is in flight, until {until:?}"),
         Begun::AskShared => None,
     }
 }

@@ -188,7 +188,7 @@ fn a_refusal_is_logged_once_and_not_retried_for_a_minute() {
 #[test]
 fn an_unused_connection_is_closed_after_ten_seconds() {
     let mut channels = listening();
-    assert_eq!(channels.tick(at(60_000)), [], "somebody waits");
+    assert_eq!(channels.tick(at(60_000)), [], "a request waits");
     channels.unwatch(KEY, at(60_000));
     assert_eq!(channels.alarm(), Some(at(70_000)));
     assert_eq!(channels.tick(at(69_999)), []);

@@ -191,7 +191,7 @@ impl World {
     }
 
     fn opened(&mut self, millis: u64) {
-        assert_eq!(self.connection, Phase::Opening, "nobody wanted a connection");
+        assert_eq!(self.connection, Phase::Opening, "no connection was requested");
         self.connection = Phase::Open;
         let events = self.pipe.opened(at(millis));
         self.perform(events);
@@ -807,14 +807,18 @@ impl Run {
 
     fn check(&mut self) {
         for (number, reply) in self.world.outcomes() {
-            let deadline = self.deadlines.remove(&number).expect("told twice, or never asked");
-            assert!(self.now <= deadline, "{number} was told at {}, not at {deadline}", self.now);
+            let deadline = self.deadlines.remove(&number).expect("a second reply, or no command");
+            assert!(
+                self.now <= deadline,
+                "{number} got its reply at {}, not at {deadline}",
+                self.now
+            );
             if let Ok(Reply::Claimed { attempt }) = reply {
                 assert_eq!(u64::from(attempt), number, "another's reply");
             }
         }
         let overdue = self.deadlines.values().filter(|deadline| **deadline < self.now).count();
-        assert_eq!(overdue, 0, "at {} nobody was told", self.now);
+        assert_eq!(overdue, 0, "at {} no reply had come", self.now);
     }
 }
 
@@ -831,7 +835,7 @@ proptest! {
         }
         run.wait(LATE);
         prop_assert_eq!(run.deadlines.len(), 0);
-        prop_assert_eq!(run.world.pipe.bytes, 0, "bytes that nobody has any more");
+        prop_assert_eq!(run.world.pipe.bytes, 0, "bytes that no command has any more");
     }
 
     #[test]

@@ -291,7 +291,7 @@ impl Report<'_> {
         fails(self.vms.0 != self.vms.1, "a worker stopped");
         let seen = self.load.seen();
         let unexplained = |seen: &Seen| matches!(seen, Seen::Unexplained(_));
-        fails(seen.keys().any(unexplained), "an answer that nobody can explain");
+        fails(seen.keys().any(unexplained), "an unexpected answer");
         let conflict = |code: &str| seen.contains_key(&Seen::Conflict(code.to_owned()));
         for (happened, what) in [
             (seen.contains_key(&Seen::First), "first answer"),
