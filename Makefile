@@ -18,7 +18,7 @@ export IDEMPOTENCY_IMAGE ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/oci
 export RUSTFLAGS ?= -D warnings
 export RUSTDOCFLAGS ?= -D warnings
 
-.PHONY: help build wasm trap tool schema image release test lint fmt e2e manifests demo serve bench soak \
+.PHONY: help build wasm trap tool schema image release test lint fmt e2e sim manifests demo serve bench depth soak \
         docker-images docker-demo docker-serve docker-test clean setup
 
 help: ## print this list
@@ -60,6 +60,9 @@ fmt: ## format the code
 e2e: wasm trap ## only the tests in a real Envoy; T=name picks some
 	@cargo test --locked --test e2e --test envoy -- $(T)
 
+sim: ## the simulation at length; SIM_SEEDS=… seeds of each fault, SIM_SEED=… SIM_STORY=1 tells what happens in one
+	@SIM_SEEDS=$${SIM_SEEDS:-2000} cargo test --locked -p envoy-idempotency --test simulation
+
 manifests: wasm ## only the tests of the manifests for Istio and Envoy Gateway, and of the image
 	@cargo test --locked --test manifests
 
@@ -74,7 +77,11 @@ bench: wasm ## requests/s and latency with and without the filter, from one run
 	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin bench
 
 # Unwinding, as in the bench.
-soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 s; SOAK_SECONDS=… sets the time
+depth: wasm trap ## how many streams one callback may let go before V8's stack ends: what BATCH rests on
+	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin depth
+
+# Unwinding, as in the bench.
+soak: wasm ## minutes of retries over two Envoys whose Redis is killed every 20 s; SOAK_SECONDS=…, SOAK_STORE_ERROR=local
 	@CARGO_PROFILE_RELEASE_PANIC=unwind cargo run --quiet --locked --release -p tools --bin soak
 
 schema: ## rewrite config.schema.json from the parser's own types and bounds

@@ -151,7 +151,7 @@ pub enum Incident {
     ClaimLost,
     /// The end of an execution could not be written at the first try; the filter tries again.
     RecordNotWritten,
-    /// The end of an execution was never written: the outcome is unknown.
+    /// The end of an execution was never written, until the lease and `unknown_ttl` were over: another may run.
     RecordGivenUp,
     /// Envoy's configuration keeps the filter from its work.
     Misconfigured,

@@ -21,10 +21,10 @@ impl Timestamp {
         Self(millis.saturating_mul(MICROS))
     }
 
-    /// Whole milliseconds since the clock's start: the unit of records, because Redis's `TIME` and `PEXPIRE`
-    /// can use it.
+    /// Whole milliseconds since the clock's start: the unit of records, because Redis's `TIME` and `PEXPIRE` use
+    /// it. A time that never comes stays one.
     pub const fn as_millis(self) -> u64 {
-        self.0 / MICROS
+        if self.0 == u64::MAX { u64::MAX } else { self.0 / MICROS }
     }
 
     /// The point `micros` microseconds after the clock's start.
@@ -98,6 +98,7 @@ mod tests {
         let end = Timestamp::from_micros(u64::MAX - 1).after(Duration::from_secs(60));
         assert_eq!(end, Timestamp::from_micros(u64::MAX));
         assert_eq!(Timestamp::from_millis(u64::MAX), end);
+        assert_eq!(end.as_millis(), u64::MAX);
         assert_eq!(Timestamp::from_millis(5).until(Timestamp::from_millis(3)), Duration::ZERO);
     }
 }

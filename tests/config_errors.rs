@@ -73,7 +73,7 @@ fn a_name_that_no_request_can_carry_is_refused() {
         "rules[0].match.hosts: empty, wanted at least one host, or no hosts for any"
     );
     let cookie = with(json!({ "caller": { "cookie": "a=b; c" } }), json!({}));
-    assert_eq!(refusal(&cookie), "rules[0].caller.cookie: \"a=b; c\" is no cookie name");
+    assert_eq!(refusal(&cookie), "rules[0].caller.cookie: \"a=b; c\" is not a cookie name");
 }
 
 fn secret(_: &str) -> Option<String> {

@@ -6,7 +6,9 @@
 use super::output::Fields;
 use super::request::Request;
 use envoy_idempotency::config::{Config, Ongoing, Rule};
-use envoy_idempotency::exchange::{Exchange, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Flow, Input, Order, Question, RequestPart, StoreReply,
+};
 use envoy_idempotency::key::{Attributes, Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
 use envoy_idempotency::reply::LocalReply;
@@ -29,16 +31,21 @@ pub(super) fn dry_run(
 ) -> DryRun {
     let exchange = Exchange::new(config.clone(), "explain".into(), Token([1; 16]), CAME_AT);
     let ends = request.body.is_empty();
-    let headers =
-        Input::RequestHeaders { headers: &request.headers, attributes, end_of_stream: ends };
+    let headers = Input::Request(RequestPart::Headers {
+        headers: &request.headers,
+        attributes,
+        end_of_stream: ends,
+    });
     let mut step = exchange.handle(headers, NOW);
     let mut run = DryRun { held: step.flow == Flow::Hold, ..DryRun::default() };
     let mut questions = run.take(&mut step.orders);
-    if !ends && step.next.wants_bytes() {
-        let body = Input::RequestBody { chunk: &request.body, end_of_stream: true };
+    if !ends && (run.held || step.next.wants_bytes()) {
+        let length = request.body.len();
+        let body =
+            Input::Request(RequestPart::Body { chunk: &request.body, length, end_of_stream: true });
         step = step.next.handle(body, NOW);
         run.held = step.flow == Flow::Hold;
-        questions = run.take(&mut step.orders);
+        questions = questions.or(run.take(&mut step.orders));
     }
     // A waiting request asks twice: it watches the key, and asks again.
     for _ in 0..2 {
@@ -47,7 +54,7 @@ pub(super) fn dry_run(
             run.claim = Some((*key, *fingerprint));
         }
         let reply = meets.reply(&command);
-        step = step.next.handle(Input::StoreReplied { question, reply }, NOW);
+        step = step.next.handle(Input::Store(StoreReply { question, reply }), NOW);
         run.held = step.flow == Flow::Hold;
         questions = run.take(&mut step.orders);
     }

@@ -37,12 +37,12 @@ const BEYOND_A_SCHEMA: [&str; 16] = [
     "wanted 1B to 8MiB",
     "runs backwards",
     // Names and parts that must fit each other.
-    "is no capture of match.path",
+    "is not a capture of match.path",
     "is the name of rules[0], too",
-    "no body is both",
-    "of no use",
+    "a body is never both",
+    "has no effect",
     "needs store.redis",
-    "no password_env for it",
+    "needs a password_env",
     // The environment.
     "secret_env: ",
     // Syntaxes of our own.

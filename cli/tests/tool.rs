@@ -349,7 +349,7 @@ fn explain_says_why_a_request_gets_no_key() {
     let no_part = REQUEST.replace("from", "form");
     assert!(always(&no_part, &[]).starts_with("is answered 400 key-missing"));
     let grpc = REQUEST.replace("application/json", "application/grpc");
-    assert!(always(&grpc, &[]).starts_with("goes on untouched (r: left alone: "));
+    assert!(always(&grpc, &[]).starts_with("goes on untouched (r: bypassed: "));
     let peer = transitions(json!({ "caller": "peer" }));
     let said = explained(&peer, REQUEST, &["--peer", "spiffe://a/b"]);
     assert!(said.get("key").is_some(), "{said}");

@@ -1,6 +1,6 @@
 //! Which requests a rule protects, checked: methods, hosts, path.
 
-use super::validate::{Checked, fail, is_token};
+use super::check::{Checked, fail, is_token};
 use super::{ConfigError, Matching, raw};
 use crate::key::PathTemplate;
 
@@ -29,13 +29,10 @@ fn methods(path: &str, raw: Option<Vec<String>>) -> Checked<Vec<String>> {
         let path = format!("{path}[{index}]");
         let upper = method.to_ascii_uppercase();
         if ["GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"].contains(&upper.as_str()) {
-            return fail(
-                path,
-                format!("{method:?} changes nothing, or is no request to be repeated"),
-            );
+            return fail(path, format!("{method:?} is safe, or cannot be repeated"));
         }
         if !is_token(method) {
-            return fail(path, format!("{method:?} is no method"));
+            return fail(path, format!("{method:?} is not a method"));
         }
         if *method != upper {
             // RFC 9110 section 9.1: "The method token is case-sensitive".

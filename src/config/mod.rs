@@ -1,5 +1,6 @@
 //! JSON → validated rules.
 
+mod check;
 mod error;
 mod matching;
 mod options;

@@ -21,9 +21,9 @@ pub struct Rule {
     /// How long a finished record lives, 1 s to 30 d. A retry after it runs again.
     pub ttl: Duration,
     /// How long a claim lives without a heartbeat, 1 s to 10 min. Shorter: a dead worker's keys are
-    /// in doubt sooner. Longer: a worker may be busy for longer and keep them.
+    /// unknown sooner. Longer: a worker may be busy for longer and keep them.
     pub lease: Duration,
-    /// How long a key stays in doubt before the next attempt takes over, 0 s to `ttl`.
+    /// How long an outcome stays unknown before the next attempt takes over, 0 s to `ttl`.
     pub unknown_ttl: Duration,
     /// What is kept of which answer.
     pub outcomes: Outcomes,

@@ -1,8 +1,8 @@
 //! Where records are kept: bounds and references of `store`.
 
+use super::check::{Checked, SECOND, TTL, fail, length, out_of, unset};
 use super::raw;
 use super::unit::Size;
-use super::validate::{Checked, SECOND, TTL, fail, length, out_of, unset};
 use super::{Redis, StoreConfig, Table};
 use crate::key::Secret;
 use crate::store::redis::{Login, Settings, Transport};
@@ -109,7 +109,7 @@ fn login(
 ) -> Checked<Option<Login>> {
     let Some(name) = password_env else {
         return match username {
-            Some(_) => fail(format!("{AT}.username"), "there is a user and no password_env for it"),
+            Some(_) => fail(format!("{AT}.username"), "a username needs a password_env"),
             None => Ok(None),
         };
     };
@@ -117,7 +117,7 @@ fn login(
     match transport {
         Transport::Pipe => {}
         Transport::Webdis => {
-            return fail(path, "of no use: Webdis has the password, as redis_auth");
+            return fail(path, "has no effect: Webdis has the password, as redis_auth");
         }
     }
     match environment(&name).filter(|password| !password.is_empty()) {

@@ -1,5 +1,6 @@
 //! Bounds, names and references: what a shape cannot say.
 
+use super::check::{Checked, SECOND, TTL, fail, is_token, length, out_of, unset};
 use super::matching::matching;
 use super::raw::{self, WHOLE};
 use super::select::OFF;
@@ -18,21 +19,15 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Duration;
 
-pub(super) type Checked<T> = Result<T, ConfigError>;
-
-pub(super) const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Below a second a retry of a human's click would run again; a month is longer than anybody retries,
-/// and bounds what a store must keep.
-pub(super) const TTL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(30 * 24 * 3600);
 pub(super) const DEFAULT_TTL: Duration = DAY;
 /// Below a second a busy worker loses its claims; past ten minutes a crash blocks a key for too long.
 const LEASE: RangeInclusive<Duration> = SECOND..=Duration::from_secs(600);
 pub(super) const DEFAULT_LEASE: Duration = Duration::from_secs(10);
-/// Time enough for somebody to look, and short of what a client would wait for.
+/// Time enough for an operator to look, and shorter than clients keep retrying.
 pub(super) const DEFAULT_UNKNOWN_TTL: Duration = Duration::from_secs(15 * 60);
 /// Envoy ends a stream that is silent for `stream_idle_timeout`, five minutes by default.
 const PATIENCE: RangeInclusive<Duration> = SECOND..=Duration::from_secs(4 * 60);
@@ -48,10 +43,6 @@ pub(super) const DEFAULT_LIMIT: u64 = 256 * 1024;
 pub(super) const LONGEST_NAME: usize = 64;
 /// RFC 2104 section 3: shorter than the digest weakens it; 128 bits are out of anybody's reach.
 const SHORTEST_SECRET: usize = 16;
-pub(super) fn fail<T>(path: impl std::fmt::Display, problem: impl Into<String>) -> Checked<T> {
-    Err(ConfigError::new(path, problem))
-}
-
 pub(super) fn config(
     raw: raw::Config,
     environment: &dyn Fn(&str) -> Option<String>,
@@ -77,13 +68,6 @@ pub(super) fn config(
         rules.push(Rc::new(rule));
     }
     Ok(Config { store, secret, status_header: raw.status_header, rules })
-}
-
-pub(super) fn unset(name: &str) -> String {
-    format!(
-        "the environment variable {name:?} is not set or empty; hand it to the module by \
-         vm_config.environment_variables"
-    )
 }
 
 fn secret(name: &str, environment: &dyn Fn(&str) -> Option<String>) -> Checked<Secret> {
@@ -165,19 +149,11 @@ fn name(path: &str, name: &str) -> Checked<()> {
     Ok(())
 }
 
-/// RFC 9110 section 5.6.2.
-pub(super) fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-}
-
 fn header(path: String, name: &str) -> Checked<String> {
     if is_token(name) {
         Ok(name.to_ascii_lowercase())
     } else {
-        fail(path, format!("{name:?} is no header name"))
+        fail(path, format!("{name:?} is not a header name"))
     }
 }
 
@@ -186,7 +162,7 @@ fn cookie(path: String, name: &str) -> Checked<String> {
     if is_token(name) {
         Ok(name.to_owned())
     } else {
-        fail(path, format!("{name:?} is no cookie name"))
+        fail(path, format!("{name:?} is not a cookie name"))
     }
 }
 
@@ -271,7 +247,7 @@ fn bodies(path: &str, key: &KeyPlan, limits: Limits, detached: bool) -> Checked<
     let has = |wanted: fn(&KeyPart) -> bool| key.parts.iter().any(wanted);
     let reads_form = has(|part| matches!(part, KeyPart::Form(_)));
     if reads_form && has(|part| matches!(part, KeyPart::Json(_))) {
-        return fail(format!("{path}.key"), "both json and form parts, and no body is both");
+        return fail(format!("{path}.key"), "both json and form parts, but a body is never both");
     }
     let pointers = match key.fingerprint {
         FingerprintPlan::Fields(_) => Some("fields"),
@@ -279,7 +255,7 @@ fn bodies(path: &str, key: &KeyPlan, limits: Limits, detached: bool) -> Checked<
         FingerprintPlan::Body | FingerprintPlan::Nothing => None,
     };
     if let (true, Some(kind)) = (reads_form, pointers) {
-        let problem = "points into JSON, the key has form parts, and no body is both";
+        let problem = "points into JSON, the key has form parts, but a body is never both";
         return fail(format!("{path}.fingerprint.{kind}"), problem);
     }
     if limits.request_body == 0 && detached {
@@ -298,7 +274,7 @@ fn capture(path: String, name: &str, captures: &[String]) -> Checked<String> {
     if captures.iter().any(|known| known == name) {
         return Ok(name.to_owned());
     }
-    fail(path, format!("{name:?} is no capture of match.path, {}", which(captures)))
+    fail(path, format!("{name:?} is not a capture of match.path, {}", which(captures)))
 }
 
 fn which(captures: &[String]) -> String {
@@ -372,7 +348,8 @@ fn outcomes(path: &str, raw: Vec<raw::Outcome>) -> Checked<Outcomes> {
         };
         match (then, ttl) {
             (Disposition::Release | Disposition::Unknown, Some(_)) => {
-                let problem = "of no use: nothing is kept (unknown_ttl bounds what is in doubt)";
+                let problem =
+                    "has no effect: nothing is kept (unknown_ttl bounds an unknown outcome)";
                 return fail(format!("{path}.ttl"), problem);
             }
             (Disposition::Release | Disposition::Unknown, None)
@@ -412,23 +389,4 @@ fn limits(path: &str, raw: &raw::Limits) -> Checked<Limits> {
         request_body: limit("request_body", raw.request_body)?,
         response_body: limit("response_body", raw.response_body)?,
     })
-}
-
-pub(super) fn length(
-    path: String,
-    raw: raw::Length,
-    bounds: &RangeInclusive<Duration>,
-) -> Checked<Duration> {
-    if bounds.contains(&raw.0) {
-        return Ok(raw.0);
-    }
-    fail(path, out_of(Length(raw.0), Length(*bounds.start()), Length(*bounds.end())))
-}
-
-pub(super) fn out_of(
-    found: impl std::fmt::Display,
-    least: impl std::fmt::Display,
-    most: impl std::fmt::Display,
-) -> String {
-    format!("{found}, wanted {least} to {most}")
 }

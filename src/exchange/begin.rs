@@ -1,8 +1,11 @@
-//! Before the store is asked: which rule, which key, and is the request fit for it.
+//! Before the store is asked: which rule and which key a request has, and whether it is valid.
 
-use super::detached::{Draft as Outbound, Returned};
-use super::pending::{self, Pending};
-use super::{Context, Flow, Headers, Input, Order, Passing, State, Then, number, value};
+use super::claiming::{self, Claiming};
+use super::detached::{Returned, Unsent};
+use super::{
+    Context, Flow, Headers, Input, Order, Passing, RequestPart, ResponsePart, State, Transition,
+    number, value,
+};
 use crate::config::{Ongoing, Rule, Selection};
 use crate::key::{Attributes, Captures, Draft, KeyError, RequestHead};
 use crate::reply::{Code, Problem};
@@ -21,27 +24,23 @@ pub(super) struct AwaitBody {
     location: Vec<u8>,
     body: Vec<u8>,
     /// What will be sent if the request is to be executed detached.
-    outbound: Option<Outbound>,
+    unsent: Option<Unsent>,
 }
 
 /// The first input of an exchange.
-pub(super) fn fresh(context: &mut Context, input: Input<'_>, now: Timestamp) -> Then {
+pub(super) fn fresh(context: &mut Context, input: Input<'_>, now: Timestamp) -> Transition {
     match input {
-        Input::RequestHeaders { headers, attributes, end_of_stream } => {
+        Input::Request(RequestPart::Headers { headers, attributes, end_of_stream }) => {
             head(context, headers, attributes, end_of_stream, now)
         }
-        Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-        // A stream whose request headers never came (Envoy refused them): it is Envoy's to answer.
-        Input::RequestBody { .. }
-        | Input::RequestTrailers
-        | Input::BodyBlocked
-        | Input::StoreReplied { .. }
-        | Input::OriginReplied { .. }
-        | Input::Woken
-        | Input::Tick
-        | Input::ResponseHeaders { .. }
-        | Input::ResponseBody { .. }
-        | Input::ResponseTrailers => Then::new(State::Passing(Passing::default()), Flow::Continue),
+        Input::StreamEnded => Transition::new(State::Over, Flow::Continue),
+        // A stream whose request headers never came, since Envoy refused them. Envoy answers it.
+        Input::Request(
+            RequestPart::Body { .. } | RequestPart::Trailers | RequestPart::BodyBlocked,
+        )
+        | Input::Store(_)
+        | Input::Worker(_)
+        | Input::Response(_) => Transition::new(State::Passing(Passing::default()), Flow::Continue),
     }
 }
 
@@ -52,7 +51,7 @@ fn head(
     attributes: &dyn Attributes,
     end_of_stream: bool,
     now: Timestamp,
-) -> Then {
+) -> Transition {
     if let Some(nonce) = value(headers, header::VIA) {
         return returned(context, nonce);
     }
@@ -60,41 +59,40 @@ fn head(
     let (rule, captures) = match context.config.select(route.as_deref(), headers) {
         Selection::Rule { rule, captures } => (rule, captures),
         Selection::NoRule | Selection::RouteOff => {
-            return Then::new(State::Passing(Passing::default()), Flow::Continue);
+            return Transition::new(State::Passing(Passing::default()), Flow::Continue);
         }
         Selection::Dangling => return dangling(route.unwrap_or_default()),
     };
-    let then = match admit(&rule, headers, attributes, &captures, end_of_stream) {
-        Err(left) => left.conclude(context, &rule),
+    let transition = match admit(&rule, headers, attributes, &captures, end_of_stream) {
+        Err(left) => left.into_transition(context, &rule),
         Ok(draft) => {
             let location = location(&rule, headers, &captures);
-            // In the shadow, nothing may be noticed: the request goes its own way.
+            // In shadow mode neither client nor origin may notice anything.
             let detached = rule.detached.as_ref().filter(|_| !rule.shadow);
-            let outbound =
-                detached.and_then(|detached| Outbound::new(detached, headers, attributes));
-            let state = AwaitBody { rule, draft, location, body: Vec::new(), outbound };
+            let unsent = detached.and_then(|detached| Unsent::new(detached, headers, attributes));
+            let state = AwaitBody { rule, draft, location, body: Vec::new(), unsent };
             if state.needs_body() && !end_of_stream {
-                Then::new(State::AwaitBody(state), Flow::Hold)
+                Transition::new(State::AwaitBody(state), Flow::Hold)
             } else {
                 state.whole(context, now)
             }
         }
     };
-    // Only this filter may say which attempt it is.
-    then.after(vec![Order::RemoveRequestHeader(header::ATTEMPT)])
+    // Only this filter may set the number of the attempt.
+    transition.after(vec![Order::RemoveRequestHeader(header::ATTEMPT)])
 }
 
 /// Why a request does not get as far as the store.
-enum Left {
-    Alone(Bypass),
+enum NotAdmitted {
+    Bypassed(Bypass),
     Refused(Problem),
 }
 
-impl Left {
-    fn conclude(self, context: &Context, rule: &Rc<Rule>) -> Then {
+impl NotAdmitted {
+    fn into_transition(self, context: &Context, rule: &Rc<Rule>) -> Transition {
         match self {
-            Self::Alone(reason) => {
-                let said = format!("{}: left alone: {}", rule.name, reason.word());
+            Self::Bypassed(reason) => {
+                let said = format!("{}: bypassed: {}", rule.name, reason.word());
                 context.pass(rule, Outcome::Bypassed).order(Order::Log(Incident::Bypassed, said))
             }
             Self::Refused(problem) => context.answer(rule, Outcome::Invalid, problem.into_reply()),
@@ -108,12 +106,12 @@ fn admit(
     attributes: &dyn Attributes,
     captures: &Captures,
     end_of_stream: bool,
-) -> Result<Draft, Left> {
+) -> Result<Draft, NotAdmitted> {
     if value(headers, "upgrade").is_some() || value(headers, ":protocol").is_some() {
-        return Err(Left::Alone(Bypass::Upgrade));
+        return Err(NotAdmitted::Bypassed(Bypass::Upgrade));
     }
     if value(headers, "content-type").is_some_and(is_grpc) {
-        return Err(Left::Alone(Bypass::Grpc));
+        return Err(NotAdmitted::Bypassed(Bypass::Grpc));
     }
     let draft = rule
         .key
@@ -123,7 +121,7 @@ fn admit(
     let limit = rule.limits.request_body;
     // Envoy refuses to buffer more than its own limit, with an answer of its own; ours comes first.
     if rule.needs_body() && !end_of_stream && announced.is_some_and(|size| size > limit as u64) {
-        return Err(Left::Refused(too_large(limit)));
+        return Err(NotAdmitted::Refused(too_large(limit)));
     }
     Ok(draft)
 }
@@ -134,9 +132,9 @@ fn is_grpc(content_type: &[u8]) -> bool {
     content_type.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
 }
 
-fn unfit(rule: &Rule, error: KeyError) -> Left {
+fn unfit(rule: &Rule, error: KeyError) -> NotAdmitted {
     if rule.passes_without(&error) {
-        return Left::Alone(Bypass::KeyAbsent);
+        return NotAdmitted::Bypassed(Bypass::KeyAbsent);
     }
     let code = match &error {
         KeyError::KeyMissing { .. } => Code::KeyMissing,
@@ -144,13 +142,13 @@ fn unfit(rule: &Rule, error: KeyError) -> Left {
         KeyError::CallerMissing => Code::CallerMissing,
         KeyError::BodyInvalid { .. } => Code::BodyInvalid,
     };
-    Left::Refused(Problem::new(code, error.to_string()))
+    NotAdmitted::Refused(Problem::new(code, error.to_string()))
 }
 
 fn too_large(limit: usize) -> Problem {
     Problem::new(
         Code::BodyTooLarge,
-        format!("the body is part of what makes this request one of its kind; up to {limit} bytes"),
+        format!("The request body is part of the idempotency key; the limit is {limit} bytes."),
     )
 }
 
@@ -163,26 +161,30 @@ fn location(rule: &Rule, headers: &Headers, captures: &Captures) -> Vec<u8> {
     }
 }
 
-fn dangling(route: Vec<u8>) -> Then {
+fn dangling(route: Vec<u8>) -> Transition {
     let named = String::from_utf8_lossy(&route).into_owned();
-    let said = format!("route metadata names the rule {named:?}, and there is none of that name");
-    let problem = Problem::new(Code::Misconfigured, "the route names a rule that does not exist");
-    Then::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
+    let said = format!("route metadata names the rule {named:?}, which does not exist");
+    let problem = Problem::new(
+        Code::Misconfigured,
+        "The route names an idempotency rule that does not exist.",
+    );
+    Transition::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
         .order(Order::Log(Incident::Misconfigured, said))
         .order(Order::Answer(problem.into_reply()))
 }
 
-/// A request of this filter's own comes back through `via`; or somebody says so.
-fn returned(context: &Context, nonce: &[u8]) -> Then {
-    // Compared to the end: how long it takes tells nothing of where the two differ.
+/// A request of this filter's own that comes back through `via`, or a request that claims to be one.
+fn returned(context: &Context, nonce: &[u8]) -> Transition {
+    // Compared in constant time: the time must not reveal where the two differ.
     let ours = context.nonce.as_bytes();
     let differences = ours.iter().zip(nonce).fold(0, |all, (one, other)| all | (one ^ other));
     if nonce.len() == ours.len() && differences == 0 {
-        return Then::new(State::Returned(Returned), Flow::Continue)
+        return Transition::new(State::Returned(Returned), Flow::Continue)
             .order(Order::RemoveRequestHeader(header::VIA));
     }
-    let problem = Problem::new(Code::ViaRefused, "idempotency-via is not for clients to send");
-    Then::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
+    let problem =
+        Problem::new(Code::ViaRefused, "Clients must not send the header idempotency-via.");
+    Transition::new(State::Passing(Passing { answered: true, ..Passing::default() }), Flow::Hold)
         .order(Order::Answer(problem.into_reply()))
 }
 
@@ -192,7 +194,7 @@ impl AwaitBody {
     }
 
     fn needs_body(&self) -> bool {
-        self.rule.key.needs_body() || self.outbound.is_some()
+        self.rule.key.needs_body() || self.unsent.is_some()
     }
 
     pub(super) fn handle(
@@ -200,62 +202,64 @@ impl AwaitBody {
         context: &mut Context,
         input: Input<'_>,
         now: Timestamp,
-    ) -> Then {
+    ) -> Transition {
         match input {
-            Input::RequestBody { chunk, end_of_stream } => {
+            Input::Request(RequestPart::Body { chunk, end_of_stream, .. }) => {
                 let limit = self.rule.limits.request_body;
                 if self.body.len().saturating_add(chunk.len()) > limit {
-                    return Left::Refused(too_large(limit)).conclude(context, &self.rule);
+                    return NotAdmitted::Refused(too_large(limit))
+                        .into_transition(context, &self.rule);
                 }
                 self.body.extend_from_slice(chunk);
                 if end_of_stream {
                     self.whole(context, now)
                 } else {
-                    Then::new(State::AwaitBody(self), Flow::Hold)
+                    Transition::new(State::AwaitBody(self), Flow::Hold)
                 }
             }
-            Input::RequestTrailers => self.whole(context, now),
-            Input::BodyBlocked => self.blocked(context),
-            // Somebody else has answered the request: a time-out of Envoy's, another filter.
-            Input::ResponseHeaders { .. } => context.pass(&self.rule, Outcome::Bypassed),
-            Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::RequestHeaders { .. }
-            | Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::AwaitBody(self), Flow::Hold),
+            Input::Request(RequestPart::Trailers) => self.whole(context, now),
+            Input::Request(RequestPart::BodyBlocked) => self.blocked(context),
+            // Envoy (a time-out) or another filter has answered the request.
+            Input::Response(ResponsePart::Headers { .. }) => {
+                context.pass(&self.rule, Outcome::Bypassed)
+            }
+            Input::StreamEnded => Transition::new(State::Over, Flow::Continue),
+            Input::Request(RequestPart::Headers { .. })
+            | Input::Store(_)
+            | Input::Worker(_)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Transition::new(State::AwaitBody(self), Flow::Hold)
+            }
         }
     }
 
     /// The request is whole as far as the rule needs it: its key can be made.
-    fn whole(self, context: &mut Context, now: Timestamp) -> Then {
-        let Self { rule, draft, location, body, outbound } = self;
+    fn whole(self, context: &mut Context, now: Timestamp) -> Transition {
+        let Self { rule, draft, location, body, unsent } = self;
         let secret = context.config.secret.as_ref();
         match rule.key.finish(draft, &body, secret) {
             Ok((key, fingerprint)) => {
-                let outbound = outbound.map(|outbound| outbound.with_body(body));
-                let pending = Pending::new(rule, key, fingerprint, location, outbound);
-                pending::ask(context, pending, now)
+                let unsent = unsent.map(|unsent| unsent.with_body(body));
+                let claiming = Claiming::new(rule, key, fingerprint, location, unsent);
+                claiming::ask(context, claiming, now)
             }
-            Err(error) => unfit(&rule, error).conclude(context, &rule),
+            Err(error) => unfit(&rule, error).into_transition(context, &rule),
         }
     }
 
-    /// Headers let through now would be a request that nobody checked.
-    fn blocked(self, context: &Context) -> Then {
+    /// The request cannot be checked, so it must not reach the origin.
+    fn blocked(self, context: &Context) -> Transition {
         let said = format!(
-            "rule {} needs the request's body and Envoy keeps it back: set \
+            "the rule {} needs the request's body, which Envoy does not deliver: set \
              allow_on_headers_stop_iteration: true in the filter's plugin config",
             self.rule.name
         );
         let problem = Problem::new(
             Code::Misconfigured,
-            "the filter needs the request's body and is not set up to get it",
+            "The filter needs the request body, but Envoy is not configured to deliver it.",
         );
-        Left::Refused(problem)
-            .conclude(context, &self.rule)
+        NotAdmitted::Refused(problem)
+            .into_transition(context, &self.rule)
             .order(Order::Log(Incident::Misconfigured, said))
     }
 }

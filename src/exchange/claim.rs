@@ -1,9 +1,11 @@
 //! The right to execute, as a value that is used up.
 
 use super::{Context, Order, Question, Whom};
+use crate::config::Rule;
 use crate::key::Key;
 use crate::record::{Kept, Token};
-use crate::store::Command;
+use crate::store::{Command, Reply, StoreError};
+use crate::telemetry::Incident;
 use crate::time::Timestamp;
 use std::time::Duration;
 
@@ -21,13 +23,22 @@ pub(super) struct Claim {
     lease: Duration,
     lease_until: Timestamp,
     heartbeat_at: Timestamp,
-    heartbeat: Option<Heartbeat>,
+    in_flight: Option<InFlight>,
 }
 
+/// A heartbeat that has no reply yet.
 #[derive(Debug)]
-struct Heartbeat {
+struct InFlight {
     question: Question,
     asked_at: Timestamp,
+}
+
+/// What a reply means for a claim that is alive.
+pub(super) enum Heartbeat {
+    /// It lives on.
+    Alive,
+    /// Another request has taken over; this is to be logged.
+    Lost(Order),
 }
 
 impl Claim {
@@ -47,7 +58,7 @@ impl Claim {
             lease,
             lease_until: asked_at.after(lease),
             heartbeat_at: asked_at.after(lease / HEARTBEATS_PER_LEASE),
-            heartbeat: None,
+            in_flight: None,
         }
     }
 
@@ -55,7 +66,7 @@ impl Claim {
         self.key
     }
 
-    /// Who keeps it.
+    /// The store that granted it.
     pub(super) fn whom(&self) -> Whom {
         self.whom
     }
@@ -77,26 +88,33 @@ impl Claim {
         }
         let command = Command::Extend { key: self.key, token: self.token, lease: self.lease };
         let (question, order) = context.ask(self.whom, command);
-        self.heartbeat = Some(Heartbeat { question, asked_at: now });
+        self.in_flight = Some(InFlight { question, asked_at: now });
         self.heartbeat_at = now.after(self.lease / HEARTBEATS_PER_LEASE);
         Some(order)
     }
 
-    /// Whether `question` is the heartbeat in flight.
-    pub(super) fn is_heartbeat(&self, question: Question) -> bool {
-        self.heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.question == question)
-    }
-
-    /// The heartbeat in flight was heard.
-    pub(super) fn heard(&mut self) {
-        if let Some(heartbeat) = self.heartbeat.take() {
-            self.lease_until = heartbeat.asked_at.after(self.lease);
+    /// What a reply of the store means for the claim: it may be the one to the heartbeat in flight.
+    pub(super) fn heartbeat_replied(
+        &mut self,
+        rule: &Rule,
+        question: Question,
+        reply: Result<Reply, StoreError>,
+    ) -> Heartbeat {
+        let in_flight = self.in_flight.take_if(|in_flight| in_flight.question == question);
+        let Some(InFlight { asked_at, .. }) = in_flight else { return Heartbeat::Alive };
+        match reply {
+            Ok(Reply::Done) => {
+                self.lease_until = asked_at.after(self.lease);
+                Heartbeat::Alive
+            }
+            Ok(Reply::NotOwner) => {
+                let key = self.key;
+                let said = format!("{} {key}: the claim was lost while the origin ran", rule.name);
+                Heartbeat::Lost(Order::Log(Incident::ClaimLost, said))
+            }
+            // The next one is due as planned.
+            Ok(Reply::Claimed { .. } | Reply::Exists(_)) | Err(_) => Heartbeat::Alive,
         }
-    }
-
-    /// The heartbeat in flight was not heard; the next one is due as planned.
-    pub(super) fn unheard(&mut self) {
-        self.heartbeat = None;
     }
 
     /// It ran, and this is kept.
@@ -109,7 +127,7 @@ impl Claim {
         Command::Release { key: self.key, token: self.token }
     }
 
-    /// It may have run.
+    /// It may have run: its outcome is unknown.
     pub(super) fn mark_unknown(self, unknown_for: Duration) -> Command {
         Command::MarkUnknown { key: self.key, token: self.token, unknown_for }
     }

@@ -1,11 +1,14 @@
-//! Execution that outlives the client: the worker sends the request itself, and records the answer whether
-//! or not somebody still waits for it.
+//! Detached execution, which outlives the client: the worker sends the request itself, and records the answer
+//! even if the client has left.
 
-use super::claim::Claim;
-use super::origin::{self, Copy, Plan};
-use super::settle::{self, Rest};
+use super::claim::{Claim, Heartbeat};
+use super::finish::{self, Rest};
+use super::retention::{Capture, Plan, plan};
 use super::source::{Source, source};
-use super::{Context, Flow, Headers, Input, Order, Passing, Question, State, Then, value};
+use super::{
+    Context, Flow, Headers, Input, Order, Passing, Question, ResponsePart, State, StoreReply,
+    Transition, WorkerFact, value,
+};
 use crate::config::{Detached, Rule};
 use crate::key::Attributes;
 use crate::record::Kept;
@@ -32,7 +35,7 @@ pub struct Outgoing {
 /// What became of a request of the worker's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fetched {
-    /// Envoy would not send it: nobody has got any of it.
+    /// Envoy did not send it: no byte of it reached an origin.
     NotSent,
     /// It broke off in the middle of its answer.
     Broken,
@@ -45,16 +48,16 @@ pub enum Fetched {
     },
 }
 
-/// What will be sent once the claim is ours.
+/// The request that the worker will send once the claim is granted.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(super) struct Unsent {
     outgoing: Outgoing,
 }
 
 /// The attribute that names the route's cluster (Envoy docs, "Attributes").
 const CLUSTER: [&str; 2] = ["xds", "cluster_name"];
 
-impl Draft {
+impl Unsent {
     /// What a request comes to that is to be executed detached. `None` if that cannot be done, so that
     /// it is proxied as any other: no route leads anywhere, or a header's value is not UTF-8, which the
     /// way to the worker's own requests does not carry.
@@ -94,11 +97,11 @@ impl Draft {
     }
 }
 
-/// The request is with the origin, and nobody's but ours.
+/// The worker's own request is with the origin.
 #[derive(Debug)]
 pub(super) struct Dispatched {
     rule: Rc<Rule>,
-    /// `None`: somebody took over meanwhile.
+    /// `None` once another request has taken over.
     claim: Option<Claim>,
     question: Question,
     /// The client still waits.
@@ -110,15 +113,16 @@ pub(super) fn dispatch(
     context: &mut Context,
     rule: Rc<Rule>,
     claim: Claim,
-    draft: Draft,
+    unsent: Unsent,
     attempt: u32,
-) -> Then {
+) -> Transition {
     let through = rule.detached.as_ref().is_some_and(|detached| detached.via.is_some());
     let nonce = through.then(|| context.nonce.clone());
-    let outgoing = draft.finish(attempt, nonce.as_deref());
+    let outgoing = unsent.finish(attempt, nonce.as_deref());
     let question = context.number();
     let state = Dispatched { rule, claim: Some(claim), question, awaited: true };
-    Then::new(State::Dispatched(state), Flow::Hold).order(Order::Send(question, Box::new(outgoing)))
+    Transition::new(State::Dispatched(state), Flow::Hold)
+        .order(Order::Send(question, Box::new(outgoing)))
 }
 
 impl Dispatched {
@@ -135,45 +139,45 @@ impl Dispatched {
         context: &mut Context,
         input: Input<'_>,
         now: Timestamp,
-    ) -> Then {
+    ) -> Transition {
         match input {
-            Input::OriginReplied { question, fetched } if question == self.question => {
+            Input::Worker(WorkerFact::OriginReplied { question, fetched })
+                if question == self.question =>
+            {
                 self.fetched(context, fetched)
             }
-            Input::Tick => {
+            Input::Worker(WorkerFact::Tick) => {
                 let beat = self.claim.as_mut().and_then(|claim| claim.beat(context, now));
-                Then::new(State::Dispatched(self), Flow::Hold).orders(beat)
+                Transition::new(State::Dispatched(self), Flow::Hold).orders(beat)
             }
-            Input::StoreReplied { question, reply } => {
+            Input::Store(StoreReply { question, reply }) => {
                 let Some(claim) = &mut self.claim else {
-                    return Then::new(State::Dispatched(self), Flow::Hold);
+                    return Transition::new(State::Dispatched(self), Flow::Hold);
                 };
-                match origin::heartbeat(claim, &self.rule, question, reply) {
-                    origin::Heartbeat::Alive => Then::new(State::Dispatched(self), Flow::Hold),
-                    origin::Heartbeat::Lost(order) => {
+                match claim.heartbeat_replied(&self.rule, question, reply) {
+                    Heartbeat::Alive => Transition::new(State::Dispatched(self), Flow::Hold),
+                    Heartbeat::Lost(order) => {
                         self.claim = None;
-                        Then::new(State::Dispatched(self), Flow::Hold).order(order)
+                        Transition::new(State::Dispatched(self), Flow::Hold).order(order)
                     }
                 }
             }
             // The client is gone, or Envoy has answered it: the execution goes on.
-            Input::StreamEnded | Input::ResponseHeaders { .. } => {
+            Input::StreamEnded | Input::Response(ResponsePart::Headers { .. }) => {
                 self.awaited = false;
-                Then::new(State::Dispatched(self), Flow::Continue)
+                Transition::new(State::Dispatched(self), Flow::Continue)
             }
-            Input::ResponseBody { .. } | Input::ResponseTrailers => {
-                Then::new(State::Dispatched(self), Flow::Continue)
+            Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Transition::new(State::Dispatched(self), Flow::Continue)
             }
-            Input::OriginReplied { .. }
-            | Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::Woken => Then::new(State::Dispatched(self), Flow::Hold),
+            Input::Request(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken) => {
+                Transition::new(State::Dispatched(self), Flow::Hold)
+            }
         }
     }
 
-    fn fetched(self, context: &mut Context, fetched: Fetched) -> Then {
+    fn fetched(self, context: &mut Context, fetched: Fetched) -> Transition {
         let Self { rule, claim, awaited, .. } = self;
         let (source, headers, body) = match fetched {
             Fetched::NotSent => (Source::NothingSent, Vec::new(), Vec::new()),
@@ -188,24 +192,26 @@ impl Dispatched {
         let answer = awaited.then(|| Box::new(for_client(context, source, &headers, body.clone())));
         let Some(claim) = claim else {
             return match answer {
-                Some(answer) => settle::answer(&rule, *answer),
-                None => Then::new(State::Over, Flow::Continue),
+                Some(answer) => finish::answer(&rule, *answer),
+                None => Transition::new(State::Over, Flow::Continue),
             };
         };
         let unknown_ttl = rule.unknown_ttl;
         let (status, end): (_, Box<dyn FnOnce(Claim) -> Command>) =
-            match origin::plan(&rule, &headers, source) {
+            match plan(&rule, &headers, source) {
                 Plan::Release => (None, Box::new(Claim::release)),
                 Plan::Unknown => (None, Box::new(move |claim| claim.mark_unknown(unknown_ttl))),
                 Plan::Tombstone { status, ttl } => (
                     Some(status),
                     Box::new(move |claim| claim.complete(status, Kept::Nothing, ttl)),
                 ),
-                Plan::Record { status, ttl, copy } => {
-                    let kept = match copy {
-                        Copy::StatusOnly => Kept::StatusOnly,
-                        Copy::Answer(_) if body.len() > rule.limits.response_body => Kept::Nothing,
-                        Copy::Answer(mut answer) => {
+                Plan::Record { status, ttl, capture } => {
+                    let kept = match capture {
+                        Capture::StatusOnly => Kept::StatusOnly,
+                        Capture::Answer(_) if body.len() > rule.limits.response_body => {
+                            Kept::Nothing
+                        }
+                        Capture::Answer(mut answer) => {
                             answer.body = body;
                             Kept::Answer(answer)
                         }
@@ -220,7 +226,7 @@ impl Dispatched {
             Order::Log(Incident::Detached, said)
         });
         let rest = if awaited { Rest::Answered(answer) } else { Rest::Gone };
-        settle::settle(context, rule, claim, end, rest).orders(said)
+        finish::finish(context, rule, claim, end, rest).orders(said)
     }
 }
 
@@ -230,12 +236,15 @@ fn for_client(context: &Context, source: Source, headers: &Headers, body: Vec<u8
     let Some(status) = status else {
         let problem = match source {
             Source::NothingSent => Problem {
-                retry_after: Some(super::decide::RETRY_AFTER_SECONDS),
-                ..Problem::new(Code::OriginUnreachable, "the request could not be sent")
+                retry_after: Some(super::duplicate::RETRY_AFTER_SECONDS),
+                ..Problem::new(
+                    Code::OriginUnreachable,
+                    "The request could not be sent to the origin.",
+                )
             },
             Source::Application | Source::MaybeSent => Problem::new(
                 Code::OriginFailed,
-                "the answer broke off; whether the request was executed is not known",
+                "The origin's answer broke off. It is unknown whether the request was executed.",
             ),
         };
         return context.with_status(Outcome::Executed, problem.into_reply());
@@ -279,7 +288,7 @@ fn source_of_call(headers: &Headers, body: &[u8], through: bool) -> Source {
     if value(headers, "x-envoy-upstream-service-time").is_some() {
         return Source::Application;
     }
-    /// How Envoy's own 503 begins or ends when no connection was to be had.
+    /// What Envoy's own 503 says when it got no connection.
     const NOTHING_SENT: [&[u8]; 4] = [
         b"reset reason: connection failure",
         b"reset reason: remote connection failure",
@@ -300,24 +309,20 @@ fn source_of_call(headers: &Headers, body: &[u8], through: bool) -> Source {
 pub(super) struct Returned;
 
 impl Returned {
-    pub(super) fn handle(self, input: Input<'_>) -> Then {
+    pub(super) fn handle(self, input: Input<'_>) -> Transition {
         match input {
-            Input::ResponseHeaders { attributes, .. } => {
+            Input::Response(ResponsePart::Headers { attributes, .. }) => {
                 let word = word(source(attributes)).to_owned();
-                Then::new(State::Passing(Passing::default()), Flow::Continue)
+                Transition::new(State::Passing(Passing::default()), Flow::Continue)
                     .order(Order::SetResponseHeader(header::SOURCE, word))
             }
-            Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick
-            | Input::ResponseBody { .. }
-            | Input::ResponseTrailers => Then::new(State::Returned(self), Flow::Continue),
+            Input::StreamEnded => Transition::new(State::Over, Flow::Continue),
+            Input::Request(_)
+            | Input::Store(_)
+            | Input::Worker(_)
+            | Input::Response(ResponsePart::Body { .. } | ResponsePart::Trailers) => {
+                Transition::new(State::Returned(self), Flow::Continue)
+            }
         }
     }
 }

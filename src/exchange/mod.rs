@@ -2,22 +2,39 @@
 
 mod begin;
 mod claim;
-mod decide;
+mod claiming;
 mod detached;
+mod disowned;
+mod duplicate;
+mod finish;
+mod input;
+mod order;
 mod origin;
-mod pending;
-mod settle;
+mod owed;
+mod passing;
+mod retention;
 mod source;
+mod tail;
+mod transition;
 
 pub use detached::{Fetched, Outgoing};
+pub use input::{Input, RequestPart, ResponsePart, StoreReply, WorkerFact};
+pub use order::{Flow, Order, Question};
+
+use owed::{Meaning, Owed, RequestEnd};
+use passing::Passing;
+use transition::Transition;
 
 use crate::config::{Config, Rule};
-use crate::key::{Attributes, Key};
 use crate::reply::LocalReply;
-use crate::store::{Command, Reply, StoreError};
-use crate::telemetry::{Counter, Incident, Outcome, Report, header};
+use crate::store::Command;
+use crate::telemetry::{Outcome, Report, header};
 use crate::time::{Timestamp, WallTime};
 use std::rc::Rc;
+
+/// The body that a request may have that no rule protects, in bytes, if an answer is to wait for its end: what a
+/// rule allows by default.
+const LIMIT: usize = 256 * 1024;
 
 /// Header names and values as Envoy gives them, pseudo-headers first, in order, duplicates kept.
 pub type Headers = [(Vec<u8>, Vec<u8>)];
@@ -25,21 +42,38 @@ pub type Headers = [(Vec<u8>, Vec<u8>)];
 /// One request, from its headers to its last byte or its end.
 ///
 /// ```text
-///  RequestHeaders                    Exists(ongoing), wait ┌─────────┐
-///   │    │ no rule, bypass, 4xx      ┌──────────────────▶ │ Waiting │ Woken, lease lapsed
-///   │    └──────────▶ Passing        │ ◀────────────────── └─────────┘
-///   │ body needed     ▲              │  Exists(ongoing), requeue ┌────────┐
-///   ├──▶ AwaitBody ───┤              │ ────────────────────────▶ │ Queued │
-///   │      │ 4xx      │ answered     │ ◀─────────── delay ────── └────────┘
-///   ▼      ▼          │              │
-///  ask ──────────▶ AwaitClaim ───────┘
-///                     │ Claimed
-///                     ▼       ResponseHeaders        end           Done
-///                AwaitOrigin ────────────▶ Recording ──▶ Settling ──▶ Passing
-///                     │ nothing to wait for │ too large ──▶ ▲
-///                     ├───── release, unknown, tombstone ───┘
-///    detached: Dispatched ──── OriginReplied ───────────────┘
+///  Fresh ── our own request, back through `via` ──▶ Returned ── response headers ──▶ Passing
+///   │  │
+///   │  └─ no rule, bypass, refused by the headers ──────────────────────────────────▶ Passing
+///   │ a rule
+///   ├── body needed ──▶ AwaitBody ── refused ───────────────────────────────────────▶ Passing
+///   ▼                      │ whole
+///  claim ◀─────────────────┘                   ongoing, wait     ┌────────────┐
+///   │      ┌───────────────────────────────────────────────────▶ │ AwaitFirst │ ── at its end ──▶ Passing
+///   ▼      │                        woken, or the lease is over   └────────────┘
+///  AwaitClaim ◀──────────────────────────────────────────────────────┘
+///   │ │ │ ▲│                                   ongoing, requeue  ┌──────────┐
+///   │ │ │ │└───────────────────────────────────────────────────▶ │ Requeued │
+///   │ │ │ └────────────────────────── after its delay ───────────└──────────┘
+///   │ │ ├── answered from the record, refused ──────────────────────────────────────▶ Passing
+///   │ │ └── the store failed and may have granted the claim ── take it back ────────▶ Finishing
+///   │ └──── stream gone, or answered by another ──▶ Disowned ── perhaps granted ────▶ Finishing
+///   │ granted                                           └────── another's record ───▶ Over, Passing
+///   │
+///   ├── detached ──▶ Dispatched ── the origin has replied ──────────────────────────▶ Finishing
+///   ▼                    └──────── claim lost ──▶ stays, without a claim ───────────▶ Passing, Over
+///  AwaitOrigin ── release, unknown, tombstone; client gone ─────────────────────────▶ Finishing
+///   │     └────── claim lost ───────────────────────────────────────────────────────▶ Passing
+///   │ an answer to keep
+///   ▼
+///  Recording ── whole, over the limit, broken off ──────────────────────────────────▶ Finishing
+///         └──── claim lost ─────────────────────────────────────────────────────────▶ Passing
+///
+///  Finishing ── done, or given up ──▶ Passing, or Over if the stream is gone
+///  Passing, and each state that owes the store nothing ── stream gone ──▶ Over
 /// ```
+///
+/// Beside the state, an answer of the filter's may wait for the end of its request (`owed`).
 ///
 /// The one rule: *the host carries out every order of a step, in order, before it feeds the next input;
 /// the last flow is what the callback returns, or what becomes of the direction that is held.*
@@ -50,120 +84,9 @@ pub type Headers = [(Vec<u8>, Vec<u8>)];
 pub struct Exchange {
     context: Context,
     state: State,
-}
-
-/// A fact.
-pub enum Input<'a> {
-    /// The request's headers are here. The first input of every exchange.
-    RequestHeaders {
-        /// All of them.
-        headers: &'a Headers,
-        /// Envoy's attributes, route metadata among them.
-        attributes: &'a dyn Attributes,
-        /// Neither body nor trailers follow.
-        end_of_stream: bool,
-    },
-    /// The next bytes of the request's body.
-    RequestBody {
-        /// Empty when [`Exchange::wants_bytes`] is false.
-        chunk: &'a [u8],
-        /// The request ends here. Never true when trailers follow.
-        end_of_stream: bool,
-    },
-    /// The request ends with trailers.
-    RequestTrailers,
-    /// The body has begun to arrive and Envoy does not hand it over, because the headers are held:
-    /// `allow_on_headers_stop_iteration` is off.
-    BodyBlocked,
-    /// The store has answered.
-    StoreReplied {
-        /// The number of the question it answers.
-        question: Question,
-        /// What it said.
-        reply: Result<Reply, StoreError>,
-    },
-    /// A request of the worker's own has its answer, or will get none.
-    OriginReplied {
-        /// The number it was sent under.
-        question: Question,
-        /// What became of it.
-        fetched: Fetched,
-    },
-    /// Somebody ended the claim on the watched key.
-    Woken,
-    /// The time of [`Exchange::alarm`] has come.
-    Tick,
-    /// The response's headers are here: the origin's, Envoy's own, or this filter's.
-    ResponseHeaders {
-        /// All of them.
-        headers: &'a Headers,
-        /// Envoy's attributes, `response.code_details` among them.
-        attributes: &'a dyn Attributes,
-        /// Neither body nor trailers follow.
-        end_of_stream: bool,
-    },
-    /// The next bytes of the response's body.
-    ResponseBody {
-        /// Empty when [`Exchange::wants_bytes`] is false.
-        chunk: &'a [u8],
-        /// How many bytes they are, whether they are given or not.
-        length: usize,
-        /// The response ends here. Never true when trailers follow.
-        end_of_stream: bool,
-    },
-    /// The response ends with trailers.
-    ResponseTrailers,
-    /// The stream is gone, whoever ended it: complete, reset, or left by the client.
-    StreamEnded,
-}
-
-/// What the host is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Ask the store; answer with `StoreReplied` under the same number.
-    Ask(Question, Command),
-    /// Ask this Envoy's memory alone, whatever the store is; answer in the same way.
-    AskHere(Question, Command),
-    /// Send a request of the worker's own, which no stream's end ends; answer with `OriginReplied` under the
-    /// same number.
-    Send(Question, Box<Outgoing>),
-    /// Answer the client in the origin's place.
-    Answer(LocalReply),
-    /// Set a request header, whatever it was. The request's headers are still held.
-    SetRequestHeader(&'static str, String),
-    /// Remove a request header, every one of that name.
-    RemoveRequestHeader(&'static str),
-    /// Set a response header, whatever it was.
-    SetResponseHeader(&'static str, String),
-    /// Remove a response header, every one of that name.
-    RemoveResponseHeader(&'static str),
-    /// From now on, `Woken` when somebody ends the claim on this key. In force before the next order.
-    Watch(Key),
-    /// No longer.
-    Unwatch(Key),
-    /// Count, and leave the word as filter state for the access log.
-    Report(Rc<Rule>, Report),
-    /// Count.
-    Count(Counter),
-    /// Write to the log.
-    Log(Incident, String),
-}
-
-/// The number of a question to the store, unique within its exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Question(pub u32);
-
-/// What becomes of the direction an input belongs to; after an input that belongs to none, of the
-/// direction that is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// Let it through.
-    Continue,
-    /// Keep it.
-    Hold,
-    /// Of a piece of the response's body: let it through but for its last byte, which goes with whatever
-    /// comes next. It is for pieces that are too large to be held.
-    KeepLastByte,
+    request_end: RequestEnd,
+    /// An answer that waits for the request's end.
+    owed: Option<Owed>,
 }
 
 /// What follows from an input.
@@ -181,59 +104,61 @@ pub struct Step {
 impl Exchange {
     /// A request whose headers are about to come.
     ///
-    /// `token` is 16 fresh random bytes: whoever guesses it can end the claim. `nonce` is what this process
-    /// knows its own requests by when they come back through `via`, and nobody else. `came_at` is told to
-    /// clients that send the request again.
+    /// `token` is 16 fresh random bytes: a client that guesses it could end the claim. `nonce` is a secret of this
+    /// process, which marks its own requests when they come back through `via`. `came_at` is told to clients that
+    /// send the request again.
     pub fn new(
         config: Rc<Config>,
         nonce: Rc<str>,
         token: crate::record::Token,
         came_at: WallTime,
     ) -> Self {
-        Self { context: Context { config, nonce, token, came_at, asked: 0 }, state: State::Fresh }
+        let context = Context { config, nonce, token, came_at, asked: 0 };
+        Self { context, state: State::Fresh, request_end: RequestEnd::default(), owed: None }
     }
 
     /// Takes a fact, consumes what was, and says what follows.
     pub fn handle(self, input: Input<'_>, now: Timestamp) -> Step {
-        let Self { mut context, state } = self;
+        let Self { mut context, state, mut request_end, owed } = self;
+        request_end.notice(&input);
+        let meaning = Meaning::of(&input);
         let shadow = state.rule().is_some_and(|rule| rule.shadow);
-        let then = match state {
+        let transition = match state {
             State::Fresh => begin::fresh(&mut context, input, now),
             State::AwaitBody(state) => state.handle(&mut context, input, now),
             State::AwaitClaim(state) => state.handle(&mut context, input, now),
-            State::Waiting(state) => state.handle(&mut context, input, now),
-            State::Queued(state) => state.handle(&mut context, input, now),
+            State::AwaitFirst(state) => state.handle(&mut context, input, now),
+            State::Requeued(state) => state.handle(&mut context, input, now),
             State::Disowned(state) => state.handle(&mut context, input, now),
             State::AwaitOrigin(state) => state.handle(&mut context, input, now),
             State::Dispatched(state) => state.handle(&mut context, input, now),
             State::Returned(state) => state.handle(input),
             State::Recording(state) => state.handle(&mut context, input, now),
-            State::Settling(state) => state.handle(&mut context, input, now),
+            State::Finishing(state) => state.handle(&mut context, input, now),
             State::Passing(state) => state.handle(&context, input),
-            State::Over => Then::new(State::Over, Flow::Continue),
+            State::Over => Transition::new(State::Over, Flow::Continue),
         };
-        let shadow = shadow || then.state.rule().is_some_and(|rule| rule.shadow);
-        let then = if shadow { then.in_shadow() } else { then };
-        Step { next: Self { context, state: then.state }, flow: then.flow, orders: then.orders }
+        let shadow = shadow || transition.state.rule().is_some_and(|rule| rule.shadow);
+        let Transition { state, mut flow, mut orders } =
+            if shadow { transition.in_shadow() } else { transition };
+        let owed = match owed {
+            Some(owed) => {
+                let (owed, becomes) = owed.go_on(meaning, &request_end, &mut orders, now);
+                flow = becomes.unwrap_or(flow);
+                owed
+            }
+            None => {
+                let limit = state.rule().map_or(LIMIT, |rule| rule.limits.request_body);
+                Owed::take(&mut orders, &request_end, limit, now)
+            }
+        };
+        Step { next: Self { context, state, request_end, owed }, flow, orders }
     }
 
     /// When the machine wants a `Tick`, if nothing comes before. May be in the past: then at once.
     pub fn alarm(&self) -> Option<Timestamp> {
-        match &self.state {
-            State::Waiting(state) => Some(state.alarm()),
-            State::Queued(state) => Some(state.alarm()),
-            State::AwaitOrigin(state) => Some(state.alarm()),
-            State::Dispatched(state) => state.alarm(),
-            State::Recording(state) => Some(state.alarm()),
-            State::Settling(state) => state.alarm(),
-            State::Fresh
-            | State::AwaitBody(_)
-            | State::AwaitClaim(_)
-            | State::Disowned(_)
-            | State::Returned(_)
-            | State::Passing(_)
-            | State::Over => None,
-        }
+        let owed = self.owed.as_ref().map(Owed::alarm);
+        self.state.alarm().into_iter().chain(owed).min()
     }
 
     /// The bytes of the next body chunk matter; else the host need not copy them.
@@ -243,13 +168,13 @@ impl Exchange {
             State::Recording(state) => state.wants_bytes(),
             State::Fresh
             | State::AwaitClaim(_)
-            | State::Waiting(_)
-            | State::Queued(_)
+            | State::AwaitFirst(_)
+            | State::Requeued(_)
             | State::Disowned(_)
             | State::AwaitOrigin(_)
             | State::Dispatched(_)
             | State::Returned(_)
-            | State::Settling(_)
+            | State::Finishing(_)
             | State::Passing(_)
             | State::Over => false,
         }
@@ -263,6 +188,9 @@ impl Exchange {
     /// Nothing that may still come would change anything: the host may forget the exchange. Never
     /// before everything that is owed to the store is settled.
     pub fn is_over(&self) -> bool {
+        if self.owed.is_some() {
+            return false;
+        }
         match &self.state {
             State::Over => true,
             State::Passing(passing) => {
@@ -272,14 +200,14 @@ impl Exchange {
             State::Fresh
             | State::AwaitBody(_)
             | State::AwaitClaim(_)
-            | State::Waiting(_)
-            | State::Queued(_)
+            | State::AwaitFirst(_)
+            | State::Requeued(_)
             | State::Disowned(_)
             | State::AwaitOrigin(_)
             | State::Dispatched(_)
             | State::Returned(_)
             | State::Recording(_)
-            | State::Settling(_) => false,
+            | State::Finishing(_) => false,
         }
     }
 }
@@ -319,73 +247,51 @@ impl Context {
 enum State {
     Fresh,
     AwaitBody(begin::AwaitBody),
-    AwaitClaim(pending::AwaitClaim),
-    Waiting(pending::Waiting),
-    Queued(pending::Queued),
-    Disowned(pending::Disowned),
+    AwaitClaim(claiming::AwaitClaim),
+    AwaitFirst(claiming::AwaitFirst),
+    Requeued(claiming::Requeued),
+    Disowned(disowned::Disowned),
     AwaitOrigin(origin::AwaitOrigin),
     Dispatched(detached::Dispatched),
     Returned(detached::Returned),
     Recording(origin::Recording),
-    Settling(settle::Settling),
+    Finishing(finish::Finishing),
     Passing(Passing),
     Over,
 }
 
 impl State {
+    fn alarm(&self) -> Option<Timestamp> {
+        match self {
+            Self::AwaitFirst(state) => Some(state.alarm()),
+            Self::Requeued(state) => Some(state.alarm()),
+            Self::AwaitOrigin(state) => Some(state.alarm()),
+            Self::Dispatched(state) => state.alarm(),
+            Self::Recording(state) => Some(state.alarm()),
+            Self::Finishing(state) => state.alarm(),
+            Self::Fresh
+            | Self::AwaitBody(_)
+            | Self::AwaitClaim(_)
+            | Self::Disowned(_)
+            | Self::Returned(_)
+            | Self::Passing(_)
+            | Self::Over => None,
+        }
+    }
+
     fn rule(&self) -> Option<&Rule> {
         match self {
             Self::AwaitBody(state) => Some(state.rule()),
             Self::AwaitClaim(state) => Some(state.rule()),
-            Self::Waiting(state) => Some(state.rule()),
-            Self::Queued(state) => Some(state.rule()),
+            Self::AwaitFirst(state) => Some(state.rule()),
+            Self::Requeued(state) => Some(state.rule()),
             Self::Disowned(state) => Some(state.rule()),
             Self::AwaitOrigin(state) => Some(state.rule()),
             Self::Dispatched(state) => Some(state.rule()),
             Self::Recording(state) => Some(state.rule()),
-            Self::Settling(state) => Some(state.rule()),
+            Self::Finishing(state) => Some(state.rule()),
             Self::Passing(state) => state.rule.as_deref(),
             Self::Fresh | Self::Returned(_) | Self::Over => None,
-        }
-    }
-}
-
-/// Nothing more to decide: what comes goes through.
-#[derive(Debug, Default)]
-struct Passing {
-    /// The rule that protects the request, if one does.
-    rule: Option<Rc<Rule>>,
-    /// Said in the response's headers, when the origin answers and the config wants it.
-    outcome: Option<Outcome>,
-    /// The answer is a replay whose record has no content type: Envoy's own default is taken off.
-    untyped: bool,
-    /// The filter has answered: the request is held for good.
-    answered: bool,
-}
-
-impl Passing {
-    fn handle(mut self, context: &Context, input: Input<'_>) -> Then {
-        match input {
-            Input::ResponseHeaders { .. } => {
-                let said = self.outcome.take().and_then(|outcome| context.status_header(outcome));
-                let taken_off = self.untyped.then_some(Order::RemoveResponseHeader("content-type"));
-                Then::new(State::Passing(self), Flow::Continue).orders(said).orders(taken_off)
-            }
-            Input::StreamEnded => Then::new(State::Over, Flow::Continue),
-            Input::ResponseBody { .. } | Input::ResponseTrailers => {
-                Then::new(State::Passing(self), Flow::Continue)
-            }
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::StoreReplied { .. }
-            | Input::OriginReplied { .. }
-            | Input::Woken
-            | Input::Tick => {
-                let flow = if self.answered { Flow::Hold } else { Flow::Continue };
-                Then::new(State::Passing(self), flow)
-            }
         }
     }
 }
@@ -398,9 +304,9 @@ impl Context {
     }
 
     /// The client gets this answer instead of the origin's.
-    fn answer(&self, rule: &Rc<Rule>, outcome: Outcome, reply: LocalReply) -> Then {
+    fn answer(&self, rule: &Rc<Rule>, outcome: Outcome, reply: LocalReply) -> Transition {
         let reply = self.with_status(outcome, reply);
-        settle::answer(rule, reply).after(vec![report(rule, outcome)])
+        finish::answer(rule, reply).after(vec![report(rule, outcome)])
     }
 
     /// The answer, with `Idempotency-Status` if the config wants it.
@@ -418,10 +324,10 @@ impl Context {
     }
 
     /// The origin answers as if there were no filter.
-    fn pass(&self, rule: &Rc<Rule>, outcome: Outcome) -> Then {
+    fn pass(&self, rule: &Rc<Rule>, outcome: Outcome) -> Transition {
         let passing =
             Passing { rule: Some(rule.clone()), outcome: Some(outcome), ..Passing::default() };
-        Then::new(State::Passing(passing), Flow::Continue).order(report(rule, outcome))
+        Transition::new(State::Passing(passing), Flow::Continue).order(report(rule, outcome))
     }
 }
 
@@ -443,58 +349,4 @@ fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
 
 fn report(rule: &Rc<Rule>, outcome: Outcome) -> Order {
     Order::Report(rule.clone(), Report { outcome, shadow: rule.shadow })
-}
-
-/// A step, before it is known whether it happens in the shadow.
-struct Then {
-    state: State,
-    flow: Flow,
-    orders: Vec<Order>,
-}
-
-impl Then {
-    fn new(state: State, flow: Flow) -> Self {
-        Self { state, flow, orders: Vec::new() }
-    }
-
-    fn order(mut self, order: Order) -> Self {
-        self.orders.push(order);
-        self
-    }
-
-    fn orders(mut self, orders: impl IntoIterator<Item = Order>) -> Self {
-        self.orders.extend(orders);
-        self
-    }
-
-    /// What comes first when `orders` precede this step.
-    fn after(mut self, mut orders: Vec<Order>) -> Self {
-        orders.append(&mut self.orders);
-        self.orders = orders;
-        self
-    }
-
-    /// Decided, counted and recorded all the same, but neither client nor origin notices.
-    fn in_shadow(mut self) -> Self {
-        self.flow = Flow::Continue;
-        self.orders.retain(|order| match order {
-            Order::Ask(..)
-            | Order::AskHere(..)
-            | Order::Report(..)
-            | Order::Count(_)
-            | Order::Log(..) => true,
-            Order::Send(..)
-            | Order::Answer(_)
-            | Order::SetRequestHeader(..)
-            | Order::RemoveRequestHeader(_)
-            | Order::SetResponseHeader(..)
-            | Order::RemoveResponseHeader(_)
-            | Order::Watch(_)
-            | Order::Unwatch(_) => false,
-        });
-        if let State::Passing(passing) = &mut self.state {
-            passing.untyped = false;
-        }
-        self
-    }
 }

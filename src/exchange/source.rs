@@ -44,7 +44,7 @@ const OVERFLOW: &[u8] = b"upstream_reset_before_response_started{overflow}";
 /// * time runs out while the request waits for a connection, or an *upstream* filter of the cluster
 ///   refuses it: the host is named by then;
 /// * an HTTP/2 origin refuses the stream (`remote_refused_stream_reset`). It says that it did nothing
-///   (RFC 9113 section 8.7), and that is the word of whoever stands there, not something Envoy knows.
+///   (RFC 9113 section 8.7), but that is the origin's claim, which Envoy cannot verify.
 ///
 /// Too lax it would be where a route sends unsafe requests as early data of HTTP/3 (`early_data_policy`;
 /// Envoy's own sends only safe ones): `UF` then also tells of a handshake that failed after the request.

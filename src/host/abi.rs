@@ -1,6 +1,6 @@
 //! The host functions this module calls, by their ABI (proxy-wasm ABI 0.2.1).
 //!
-//! The SDK's own wrappers panic on every status they do not expect and on header names that are not
+//! The public SDK's wrappers panic on every status they do not expect and on header names that are not
 //! UTF-8: a stranger's bytes would stop a worker. These say what happened and leave it to the caller.
 
 #![allow(unsafe_code)]
@@ -69,8 +69,43 @@ pub(super) enum MetricType {
     Histogram = 2,
 }
 
+/// `proxy_log_level_t`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LogLevel {
+    Trace = 0,
+    Debug = 1,
+    Info = 2,
+    Warn = 3,
+    Error = 4,
+    Critical = 5,
+}
+
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
+    fn proxy_log(level: u32, text: *const u8, size: usize) -> u32;
+    fn proxy_http_call(
+        cluster: *const u8,
+        cluster_size: usize,
+        headers: *const u8,
+        headers_size: usize,
+        body: *const u8,
+        body_size: usize,
+        trailers: *const u8,
+        trailers_size: usize,
+        timeout: u32,
+        token: *mut u32,
+    ) -> u32;
+    fn proxy_grpc_stream(
+        cluster: *const u8,
+        cluster_size: usize,
+        service: *const u8,
+        service_size: usize,
+        method: *const u8,
+        method_size: usize,
+        metadata: *const u8,
+        metadata_size: usize,
+        token: *mut u32,
+    ) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
     fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_get_buffer_bytes(
@@ -173,6 +208,63 @@ fn received(
     // (`proxy_on_memory_allocate`, with capacity equal to size) and filled them; nobody else holds
     // the pointer.
     Ok(Some(unsafe { Vec::from_raw_parts(data, size, size) }))
+}
+
+/// Writes a line to Envoy's log.
+pub(super) fn log(level: LogLevel, text: &str) {
+    // SAFETY: the host reads a string that outlives the call. A line that it does not take is lost.
+    let _ = unsafe { proxy_log(level as u32, text.as_ptr(), text.len()) };
+}
+
+/// Sends an HTTP request of the root context's own; its answer comes under this number.
+pub(super) fn http_call(
+    cluster: &str,
+    headers: &Headers,
+    body: &[u8],
+    timeout: Duration,
+) -> Result<u32, Failure> {
+    let headers = write_pairs(headers);
+    let body_data = if body.is_empty() { null() } else { body.as_ptr() };
+    // Zero is no timeout at all.
+    let timeout = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
+    let mut token = 0;
+    // SAFETY: the host reads bytes that outlive the call and writes to a place of ours. No trailers.
+    checked(unsafe {
+        proxy_http_call(
+            cluster.as_ptr(),
+            cluster.len(),
+            headers.as_ptr(),
+            headers.len(),
+            body_data,
+            body.len(),
+            null(),
+            0,
+            timeout,
+            &mut token,
+        )
+    })?;
+    Ok(token)
+}
+
+/// Opens a gRPC stream of the root context's own, which its messages name by this number.
+pub(super) fn grpc_stream(cluster: &str, service: &str, method: &str) -> Result<u32, Failure> {
+    let metadata = write_pairs(&[]);
+    let mut token = 0;
+    // SAFETY: the host reads strings that outlive the call and writes to a place of ours.
+    checked(unsafe {
+        proxy_grpc_stream(
+            cluster.as_ptr(),
+            cluster.len(),
+            service.as_ptr(),
+            service.len(),
+            method.as_ptr(),
+            method.len(),
+            metadata.as_ptr(),
+            metadata.len(),
+            &mut token,
+        )
+    })?;
+    Ok(token)
 }
 
 /// Nanoseconds since the Unix epoch; zero if the host has no clock.

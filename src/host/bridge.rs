@@ -8,8 +8,6 @@ use super::abi::{self, Direction, Failure};
 use super::logging;
 use crate::store::redis::framing::{GrpcDeframer, head};
 use crate::telemetry::Incident;
-use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::Action;
 
 /// One connection.
 #[derive(Debug, Default)]
@@ -17,25 +15,27 @@ pub(super) struct Bridge {
     deframer: GrpcDeframer,
 }
 
-impl Context for Bridge {}
-
-impl HttpContext for Bridge {
-    fn on_http_request_body(&mut self, size: usize, _: bool) -> Action {
-        let bare = self.deframer.strip(&abi::body(Direction::Request, 0, size));
-        told(abi::replace_body(Direction::Request, 0, size, &bare));
-        Action::Continue
-    }
-
-    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
-        told(abi::set_header(Direction::Response, "content-type", "application/grpc"));
-        Action::Continue
-    }
-
-    fn on_http_response_body(&mut self, size: usize, _: bool) -> Action {
-        if size > 0 {
-            told(abi::replace_body(Direction::Response, 0, 0, &head(size)));
+impl Bridge {
+    pub(super) fn headers(direction: Direction) {
+        match direction {
+            Direction::Request => {}
+            Direction::Response => {
+                told(abi::set_header(Direction::Response, "content-type", "application/grpc"));
+            }
         }
-        Action::Continue
+    }
+
+    pub(super) fn body(&mut self, direction: Direction, size: usize) {
+        match direction {
+            Direction::Request => {
+                let bare = self.deframer.strip(&abi::body(Direction::Request, 0, size));
+                told(abi::replace_body(Direction::Request, 0, size, &bare));
+            }
+            Direction::Response if size > 0 => {
+                told(abi::replace_body(Direction::Response, 0, 0, &head(size)));
+            }
+            Direction::Response => {}
+        }
     }
 }
 

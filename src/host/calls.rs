@@ -1,6 +1,6 @@
 //! HTTP calls of the root context: commands to Webdis, and detached executions.
 
-use super::worker::StreamRequest;
+use super::request::StreamRequest;
 use super::{abi, logging};
 use crate::exchange::Fetched;
 use crate::schedule::Budget;
@@ -18,8 +18,8 @@ pub(super) enum Purpose {
     Stream(StreamRequest),
 }
 
-/// A call that is not started yet. Start callouts in a root callback: the SDK routes the response to the
-/// context that was active at dispatch, and drops it if that context is gone.
+/// A call that was not made yet. Only a callback of the root's own makes it: the answer comes to the context that
+/// made the call, and a stream may be gone by then.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) purpose: Purpose,
@@ -50,12 +50,13 @@ impl Calls {
         {
             budget.spend();
             let Wanted { purpose, cluster, headers, body, timeout } = wanted;
-            match call(&cluster, &headers, &body, timeout) {
+            match abi::http_call(&cluster, &headers, &body, timeout) {
                 Ok(token) => {
                     self.under_way.insert(token, purpose);
                 }
                 Err(why) => {
-                    let said = format_args!("Envoy refused to call the cluster {cluster:?}: {why}");
+                    let said =
+                        format_args!("Envoy refused to call the cluster {cluster:?}: {why:?}");
                     logging::log_incident(Incident::Host, &said);
                     refused.push(purpose);
                 }
@@ -80,26 +81,8 @@ impl Calls {
     }
 }
 
-fn call(
-    cluster: &str,
-    headers: &[(Vec<u8>, Vec<u8>)],
-    body: &[u8],
-    timeout: Duration,
-) -> Result<u32, String> {
-    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "a header is not UTF-8".to_owned());
-    let mut pairs = Vec::with_capacity(headers.len());
-    for (name, value) in headers {
-        pairs.push((text(name)?, text(value)?));
-    }
-    // Zero means no timeout.
-    let timeout = timeout.max(Duration::from_millis(1));
-    let body = (!body.is_empty()).then_some(body);
-    proxy_wasm::hostcalls::dispatch_http_call(cluster, pairs, body, Vec::new(), timeout)
-        .map_err(|status| format!("{status:?}"))
-}
-
-/// The result of a call. Only in its callback. `headers` is their number: a reset in the middle of an answer
-/// has none.
+/// What a call has brought. Only in its callback. `headers` is their number: a reset in the middle of an
+/// answer has none.
 pub(super) fn fetched(headers: usize, body: usize) -> Fetched {
     match abi::call_response_headers() {
         Some(pairs) if headers > 0 && !pairs.is_empty() => {

@@ -13,7 +13,7 @@ pub(super) struct Connections {
     open: Vec<(Connection, u32)>,
     /// Written in one piece, at the end of the callback that they come from.
     outgoing: Vec<(Connection, Vec<u8>)>,
-    /// Open only in a root callback: the SDK routes events to the context that was active at dispatch.
+    /// Only a callback of the root's own opens them: messages come to the context that opened the stream.
     to_open: Vec<Connection>,
 }
 
@@ -57,8 +57,7 @@ impl Connections {
                 Connection::Channels => "Channels",
             };
             // The bridge removes everything of gRPC; the names are only for readers of Envoy's own logs.
-            let opened =
-                proxy_wasm::hostcalls::open_grpc_stream(&self.cluster, "redis", method, Vec::new());
+            let opened = abi::grpc_stream(&self.cluster, "redis", method);
             did.push(match opened {
                 Ok(token) => {
                     self.open.push((connection, token));

@@ -4,9 +4,12 @@ mod abi;
 mod bridge;
 mod calls;
 mod connections;
+mod exports;
+mod logger;
 mod logging;
 mod metrics;
 mod queues;
+mod request;
 mod store;
 mod tokens;
 #[cfg(feature = "deliberate-trap")]
@@ -23,9 +26,8 @@ use crate::telemetry::Incident;
 use abi::Direction;
 use bridge::Bridge;
 use connections::Connections;
+use exports::{BodyStatus, HeadStatus};
 use metrics::Metrics;
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, ContextType, LogLevel};
 use std::cell::RefCell;
 use std::rc::Rc;
 use store::EnvoySharedData;
@@ -38,22 +40,14 @@ const FILTER_ROOT_ID: &str = "idempotency";
 /// The `root_id` under which Envoy finds the bridge of the Redis cluster.
 const BRIDGE_ROOT_ID: &str = "redis_bridge";
 
-// Envoy calls this once a VM, before anything else.
-#[allow(unsafe_code)]
-mod start {
-    proxy_wasm::main! {{
-        proxy_wasm::set_log_level(super::LogLevel::Info);
-        proxy_wasm::set_root_context(|id| Box::new(super::Root { id, role: super::Role::None }));
-    }}
-}
-
 /// One plugin in one worker, until its configuration is replaced.
 struct Root {
     id: u32,
-    role: Role,
+    role: RefCell<Role>,
 }
 
 /// Which plugin it is.
+#[derive(Clone)]
 enum Role {
     /// Not configured yet, or refused.
     None,
@@ -89,7 +83,7 @@ impl Root {
     }
 
     fn with(&self, act: impl FnOnce(&mut Worker)) {
-        let Role::Filter(worker) = &self.role else { return };
+        let Role::Filter(worker) = self.role() else { return };
         match worker.try_borrow_mut() {
             Ok(mut worker) => {
                 act(&mut worker);
@@ -125,32 +119,20 @@ fn stores(config: &Config, plugin: &str, tokens: &mut Tokens) -> Result<Stores, 
     }
 }
 
-impl Context for Root {
-    /// Another configuration has replaced this one, or Envoy drains: outstanding store commands are finished
-    /// first.
-    fn on_done(&mut self) -> bool {
-        let Role::Filter(worker) = &self.role else { return true };
-        worker.try_borrow_mut().is_ok_and(|mut worker| worker.end())
+/// The callbacks.
+impl Root {
+    fn new(id: u32) -> Self {
+        Self { id, role: RefCell::new(Role::None) }
     }
 
-    fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
-        self.with(|worker| worker.grpc_message(token, size));
+    fn role(&self) -> Role {
+        self.role.borrow().clone()
     }
 
-    fn on_grpc_stream_close(&mut self, token: u32, _: u32) {
-        self.with(|worker| worker.grpc_closed(token));
-    }
-
-    fn on_http_call_response(&mut self, token: u32, headers: usize, size: usize, _: usize) {
-        self.with(|worker| worker.call_answered(token, headers, size));
-    }
-}
-
-impl RootContext for Root {
-    fn on_configure(&mut self, size: usize) -> bool {
+    fn configure(&self, size: usize) -> bool {
         match self.configured(size) {
             Ok(role) => {
-                self.role = role;
+                self.role.replace(role);
                 true
             }
             Err(error) => {
@@ -160,86 +142,117 @@ impl RootContext for Root {
         }
     }
 
-    fn on_tick(&mut self) {
+    /// Another configuration has taken this one's place, or Envoy drains: what is owed to the store is
+    /// settled first.
+    fn done(&self) -> bool {
+        let Role::Filter(worker) = self.role() else { return true };
+        worker.try_borrow_mut().is_ok_and(|mut worker| worker.end())
+    }
+
+    fn grpc_message(&self, token: u32, size: usize) {
+        self.with(|worker| worker.grpc_message(token, size));
+    }
+
+    fn grpc_closed(&self, token: u32) {
+        self.with(|worker| worker.grpc_closed(token));
+    }
+
+    fn call_answered(&self, token: u32, headers: usize, size: usize) {
+        self.with(|worker| worker.call_answered(token, headers, size));
+    }
+
+    fn tick(&self) {
         self.with(Worker::tick);
     }
 
-    fn on_queue_ready(&mut self, queue: u32) {
+    fn queue_ready(&self, queue: u32) {
         self.with(|worker| worker.queue_ready(queue));
     }
 
-    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(match &self.role {
-            Role::Filter(worker) => Box::new(Handle { id, worker: Some(worker.clone()) }),
-            Role::Bridge => Box::new(Bridge::default()),
-            Role::None => Box::new(Handle { id, worker: None }),
-        })
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
-    }
-}
-
-/// A stream, by its number; its state is in the worker.
-struct Handle {
-    id: u32,
-    worker: Option<Rc<RefCell<Worker>>>,
-}
-
-impl Handle {
-    fn with(&self, act: impl FnOnce(&mut Worker, u32) -> Flow) -> Action {
-        let flow = match self.worker.as_ref().map(|worker| worker.try_borrow_mut()) {
-            Some(Ok(mut worker)) => {
-                let flow = act(&mut worker, self.id);
-                worker.flush();
-                flow
-            }
-            // Envoy does not call back into host calls. A request that was not checked stays held.
-            Some(Err(_)) | None => Flow::Hold,
-        };
-        match flow {
-            Flow::Continue | Flow::KeepLastByte => Action::Continue,
-            Flow::Hold => Action::Pause,
+    fn stream(&self, id: u32) -> Stream {
+        match self.role() {
+            Role::Filter(worker) => Stream::Filtered { id, worker },
+            Role::Bridge => Stream::Bridged(RefCell::default()),
+            Role::None => Stream::Unknown,
         }
     }
 }
 
-impl Context for Handle {}
+/// A stream of a plugin.
+enum Stream {
+    /// A request, by its number; what is known of it is with the worker.
+    Filtered { id: u32, worker: Rc<RefCell<Worker>> },
+    /// A connection to Redis.
+    Bridged(RefCell<Bridge>),
+    /// Of a plugin without a configuration: nothing gets through.
+    Unknown,
+}
 
-impl HttpContext for Handle {
-    fn on_http_request_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
+/// The callbacks.
+impl Stream {
+    fn headers(&self, direction: Direction, end_of_stream: bool) -> HeadStatus {
+        if let Self::Bridged(_) = self {
+            Bridge::headers(direction);
+        }
         #[cfg(feature = "deliberate-trap")]
-        trap::spring(Direction::Request);
-        self.with(|worker, id| worker.request_headers(id, end_of_stream))
+        if let Self::Filtered { .. } = self {
+            trap::spring(direction);
+        }
+        head_status(self.feed(|worker, id| match direction {
+            Direction::Request => worker.request_headers(id, end_of_stream),
+            Direction::Response => worker.response_headers(id, end_of_stream),
+        }))
     }
 
-    fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        self.with(|worker, id| worker.body(id, Direction::Request, size, end_of_stream))
+    fn body(&self, direction: Direction, size: usize, end_of_stream: bool) -> BodyStatus {
+        if let Self::Bridged(bridge) = self
+            && let Ok(mut bridge) = bridge.try_borrow_mut()
+        {
+            bridge.body(direction, size);
+        }
+        match (self.feed(|worker, id| worker.body(id, direction, size, end_of_stream)), direction) {
+            (Flow::Continue, _) => BodyStatus::Continue,
+            // Envoy's own limit holds for it, and Envoy answers for it.
+            (Flow::Hold, Direction::Request) => BodyStatus::StopAndBuffer,
+            // The end of an answer, in whatever piece it comes: it must not be cut off.
+            (Flow::Hold, Direction::Response) => BodyStatus::StopAndWatermark,
+            (Flow::Discard, _) => BodyStatus::StopNoBuffer,
+        }
     }
 
-    fn on_http_request_trailers(&mut self, _: usize) -> Action {
-        self.with(|worker, id| worker.trailers(id, Direction::Request))
+    fn trailers(&self, direction: Direction) -> HeadStatus {
+        head_status(self.feed(|worker, id| worker.trailers(id, direction)))
     }
 
-    fn on_http_response_headers(&mut self, _: usize, end_of_stream: bool) -> Action {
-        #[cfg(feature = "deliberate-trap")]
-        trap::spring(Direction::Response);
-        self.with(|worker, id| worker.response_headers(id, end_of_stream))
-    }
-
-    fn on_http_response_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        self.with(|worker, id| worker.body(id, Direction::Response, size, end_of_stream))
-    }
-
-    fn on_http_response_trailers(&mut self, _: usize) -> Action {
-        self.with(|worker, id| worker.trailers(id, Direction::Response))
-    }
-
-    fn on_log(&mut self) {
-        self.with(|worker, id| {
+    fn ended(&self) {
+        self.feed(|worker, id| {
             worker.ended(id);
             Flow::Continue
         });
+    }
+
+    fn feed(&self, act: impl FnOnce(&mut Worker, u32) -> Flow) -> Flow {
+        let Self::Filtered { id, worker } = self else {
+            return match self {
+                Self::Bridged(_) => Flow::Continue,
+                Self::Filtered { .. } | Self::Unknown => Flow::Hold,
+            };
+        };
+        match worker.try_borrow_mut() {
+            Ok(mut worker) => {
+                let flow = act(&mut worker, *id);
+                worker.flush();
+                flow
+            }
+            // Envoy does not call back into host calls; a request nobody checked stays where it is.
+            Err(_) => Flow::Hold,
+        }
+    }
+}
+
+const fn head_status(flow: Flow) -> HeadStatus {
+    match flow {
+        Flow::Continue => HeadStatus::Continue,
+        Flow::Hold | Flow::Discard => HeadStatus::Stop,
     }
 }

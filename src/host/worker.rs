@@ -8,10 +8,14 @@ use super::connections::Connections;
 use super::logging;
 use super::metrics::Metrics;
 use super::queues::Queues;
+use super::request::StreamRequest;
 use super::store::{EnvoySharedData, now, wall_time};
 use super::tokens::Tokens;
 use crate::config::Config;
-use crate::exchange::{Exchange, Fetched, Flow, Input, Order, Outgoing, Question};
+use crate::exchange::{
+    Exchange, Fetched, Flow, Input, Order, Outgoing, Question, RequestPart, ResponsePart,
+    StoreReply,
+};
 use crate::key::Attributes;
 use crate::record::Token;
 use crate::reply::{Code, LocalReply, Problem};
@@ -30,15 +34,14 @@ use std::time::Duration;
 /// person notices.
 const SHORT_TICK: Duration = Duration::from_millis(20);
 
-/// Tick while facts wait for another callback. Envoy accepts new requests before each tick, so they do not
-/// wait behind a crowd; a message to the worker's own queue would come before them.
+/// Tick while facts wait for another callback. Envoy takes in new requests before each tick, so those do not
+/// wait behind a crowd. A message to the worker's own queue comes before them, and at once: one such callback
+/// follows each tick, and no more.
 const NEXT_TICK: Duration = Duration::from_millis(1);
 
 /// Tick while there are streams: fine enough for the heartbeat of the shortest lease, 1 s, which is due three
 /// times in it.
 const LONG_TICK: Duration = Duration::from_millis(100);
-
-pub(super) use callouts::StreamRequest;
 
 /// Where records are kept.
 pub(super) type Stores = Front<EnvoySharedData, StreamRequest>;
@@ -64,11 +67,21 @@ pub(super) struct Worker {
     nonce: Rc<str>,
     /// Streams whose body may be kept back, with the bytes that Envoy had received at the headers.
     probes: VecDeque<(u32, Vec<u8>)>,
-    /// A body came while its headers were held: `allow_on_headers_stop_iteration` is on.
-    bodies_come: bool,
+    bodies: Bodies,
     tick: Duration,
+    /// A further callback was asked for since the last tick.
+    called_back: bool,
     /// Envoy has announced the end of this configuration.
     ending: bool,
+}
+
+/// Whether Envoy hands over bodies whose headers are held: `allow_on_headers_stop_iteration`, which only
+/// shows in what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bodies {
+    Unknown,
+    Come,
+    Blocked,
 }
 
 /// A request under way.
@@ -78,10 +91,8 @@ struct Stream {
     exchange: Option<Exchange>,
     /// The direction that is held.
     held: Option<Direction>,
-    /// Bytes of the held body that were read before: its callbacks pass it whole each time.
+    /// Bytes of the request's held body that were read before.
     consumed: usize,
-    /// The last byte of an answer, held back when the rest went on.
-    kept_byte: Option<u8>,
     /// Envoy still has it.
     alive: bool,
 }
@@ -123,8 +134,9 @@ impl Worker {
             calls: Calls::default(),
             nonce,
             probes: VecDeque::new(),
-            bodies_come: false,
+            bodies: Bodies::Unknown,
             tick: Duration::ZERO,
+            called_back: false,
             ending: false,
         }
     }
@@ -168,21 +180,17 @@ impl Worker {
         };
         let exchange =
             Exchange::new(self.config.clone(), self.nonce.clone(), self.tokens.next(), wall_time());
-        let stream = Stream {
-            exchange: Some(exchange),
-            held: None,
-            consumed: 0,
-            kept_byte: None,
-            alive: true,
-        };
+        let stream = Stream { exchange: Some(exchange), held: None, consumed: 0, alive: true };
         self.streams.insert(id, stream);
-        let input = Input::RequestHeaders {
+        let input = Input::Request(RequestPart::Headers {
             headers: &headers,
             attributes: &EnvoyAttributes,
             end_of_stream,
-        };
+        });
         let flow = self.called(id, Direction::Request, input);
-        self.probe(id, end_of_stream);
+        if !end_of_stream {
+            self.probe(id);
+        }
         flow
     }
 
@@ -192,11 +200,11 @@ impl Worker {
         stream.held = None;
         // Unreadable: `:status` is absent then, and the outcome is unknown.
         let headers = abi::headers(Direction::Response).unwrap_or_default();
-        let input = Input::ResponseHeaders {
+        let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
             attributes: &EnvoyAttributes,
             end_of_stream,
-        };
+        });
         self.called(id, Direction::Response, input)
     }
 
@@ -208,53 +216,41 @@ impl Worker {
         end_of_stream: bool,
     ) -> Flow {
         let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
-        let probed = |(probed, _): &(u32, Vec<u8>)| *probed == id;
-        if direction == Direction::Request && !self.bodies_come && self.probes.iter().any(probed) {
-            // It is the same for all streams.
-            self.bodies_come = true;
+        if direction == Direction::Request && stream.held == Some(direction) {
+            // What holds for one stream holds for all.
+            self.bodies = Bodies::Come;
             self.probes.clear();
         }
-        // Bytes that were held before are still in the buffer; bytes that went on are not.
-        let start = if stream.held == Some(direction) { stream.consumed.min(size) } else { 0 };
+        // Each callback shows all of a request's body that is held, and of an answer's the new bytes alone.
+        let held = direction == Direction::Request && stream.held == Some(direction);
+        let start = if held { stream.consumed.min(size) } else { 0 };
         let wanted = stream.exchange.as_ref().is_some_and(Exchange::wants_bytes);
         let length = size - start;
         let chunk = if wanted { abi::body(direction, start, length) } else { Vec::new() };
         stream.consumed = size;
         let input = match direction {
-            Direction::Request => Input::RequestBody { chunk: &chunk, end_of_stream },
-            Direction::Response => Input::ResponseBody { chunk: &chunk, length, end_of_stream },
+            Direction::Request => {
+                Input::Request(RequestPart::Body { chunk: &chunk, length, end_of_stream })
+            }
+            Direction::Response => {
+                Input::Response(ResponsePart::Body { chunk: &chunk, length, end_of_stream })
+            }
         };
         let flow = self.called(id, direction, input);
-        if direction == Direction::Response {
-            self.last_byte(id, flow, size);
+        if flow == Flow::Discard {
+            // What was held before is in the same buffer.
+            warn("discard a body", abi::replace_body(direction, 0, size, &[]));
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.consumed = 0;
+            }
         }
         flow
     }
 
-    /// Holds the last byte of a piece back, or returns it with the next. Only in a callback of the response's
-    /// body.
-    fn last_byte(&mut self, id: u32, flow: Flow, size: usize) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if let Some(byte) = stream.kept_byte.take() {
-            let given = abi::replace_body(Direction::Response, 0, 0, &[byte]);
-            warn("give a byte back", given);
-            self.forget_if_over(id);
-        } else if flow == Flow::KeepLastByte {
-            // Envoy can replace the front of a body, but nothing in its middle or at its end.
-            let mut piece = abi::body(Direction::Response, 0, size);
-            let last = piece.pop();
-            let taken = abi::replace_body(Direction::Response, 0, size, &piece);
-            if taken.is_ok() {
-                stream.kept_byte = last;
-            }
-            warn("keep a byte", taken);
-        }
-    }
-
     pub(super) fn trailers(&mut self, id: u32, direction: Direction) -> Flow {
         let input = match direction {
-            Direction::Request => Input::RequestTrailers,
-            Direction::Response => Input::ResponseTrailers,
+            Direction::Request => Input::Request(RequestPart::Trailers),
+            Direction::Response => Input::Response(ResponsePart::Trailers),
         };
         self.called(id, direction, input)
     }
@@ -290,11 +286,15 @@ impl Worker {
         self.connections.flush();
         if self.has_more() {
             self.hurry_to(NEXT_TICK);
+            if !std::mem::replace(&mut self.called_back, true) {
+                self.queues.call_back();
+            }
         }
     }
 
     pub(super) fn tick(&mut self) {
         self.budget.renew();
+        self.called_back = false;
         let now = now();
         self.as_root();
         if self.ending {
@@ -325,11 +325,9 @@ impl Worker {
         let flow = self.feed(id, input);
         if let Some(stream) = self.streams.get_mut(&id) {
             match flow {
-                Flow::Hold => stream.held = Some(direction),
-                Flow::Continue | Flow::KeepLastByte if stream.held == Some(direction) => {
-                    stream.held = None;
-                }
-                Flow::Continue | Flow::KeepLastByte => {}
+                Flow::Hold | Flow::Discard => stream.held = Some(direction),
+                Flow::Continue if stream.held == Some(direction) => stream.held = None,
+                Flow::Continue => {}
             }
         }
         self.forget_if_over(id);
@@ -371,7 +369,7 @@ impl Worker {
             exchange = step.next;
             replies.extend(self.carry_out(id, step.orders, now));
             let Some((question, reply)) = replies.pop_front() else { break step.flow };
-            input = Input::StoreReplied { question, reply };
+            input = Input::Store(StoreReply { question, reply });
         };
         self.timers.set(id, exchange.alarm());
         self.hurry(exchange.alarm(), now);
@@ -382,10 +380,7 @@ impl Worker {
     }
 
     fn forget_if_over(&mut self, id: u32) {
-        let over = |stream: &Stream| {
-            let owes = stream.alive && stream.kept_byte.is_some();
-            !owes && stream.exchange.as_ref().is_none_or(Exchange::is_over)
-        };
+        let over = |stream: &Stream| stream.exchange.as_ref().is_none_or(Exchange::is_over);
         if self.streams.get(&id).is_some_and(over) {
             self.streams.remove(&id);
             self.timers.set(id, None);
@@ -451,31 +446,40 @@ impl Worker {
         answered
     }
 
-    /// Schedules a check whether the body of this request is kept back.
-    fn probe(&mut self, id: u32, end_of_stream: bool) {
-        let waits = |stream: &Stream| stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
-        if !self.bodies_come && !end_of_stream && self.streams.get(&id).is_some_and(waits) {
+    /// Remembers to look whether the body of this request is kept back; if that is known of others, says so at
+    /// once, unless that would refuse a request whose body may not have come yet.
+    fn probe(&mut self, id: u32) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        if stream.held != Some(Direction::Request) || self.bodies == Bodies::Come {
+            return;
+        }
+        let needs_it = stream.exchange.as_ref().is_some_and(Exchange::awaits_body);
+        if self.bodies == Bodies::Blocked && !needs_it {
+            self.called(id, Direction::Request, Input::Request(RequestPart::BodyBlocked));
+        } else {
             self.probes.push_back((id, received()));
             self.hurry_to(SHORT_TICK);
         }
     }
 
-    /// Refuses streams of which Envoy has received more than the headers without passing it on. Each tick
-    /// checks some of them, in turn.
+    /// Tells streams that have received more than their headers and were not given it. Each tick looks at some of
+    /// them, in turn.
     fn look_for_blocked(&mut self) {
         for _ in 0..self.probes.len().min(BATCH as usize) {
             if self.budget.is_spent() {
                 return;
             }
             let Some((id, before)) = self.probes.pop_front() else { return };
-            if !self.streams.contains_key(&id) || abi::set_effective_context(id).is_err() {
+            let held = |stream: &Stream| stream.held == Some(Direction::Request);
+            if !self.streams.get(&id).is_some_and(held) || abi::set_effective_context(id).is_err() {
                 continue;
             }
             if received() == before {
                 self.probes.push_back((id, before));
             } else {
                 self.budget.spend();
-                self.come_back(id, Input::BodyBlocked);
+                self.bodies = Bodies::Blocked;
+                self.come_back(id, Input::Request(RequestPart::BodyBlocked));
             }
         }
     }

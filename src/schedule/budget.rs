@@ -3,9 +3,15 @@
 /// Streams that one callback of a worker handles; the rest wait for another callback.
 ///
 /// Envoy carries out a callback's requests nested, so the stack is deepest after this many answers. In a
-/// stock Envoy with only this filter and the router, some 250 nested answers overflow V8's stack (`make
-/// depth` measures it). Other filters make each level deeper; with 32 there is eight times the room. The cost
-/// is small: one more callback per 32 streams. Twice as many would gain 3 % (`make bench`).
+/// stock Envoy 1.39, V8's stack overflows after 306 local replies, after 265 requests that go on to a cluster
+/// without hosts, and after 907 ends of responses (`make depth`). Requests that go on to an origin are not
+/// nested. Five filters more (Lua, RBAC, buffer, Wasm) changed nothing: they return before the next answer is
+/// carried out. With 32 there is eight times the room, for other builds of Envoy and other hosts.
+///
+/// The price is time. A tick has the resolution of the kernel's coarse clock, 4 ms at 250 Hz; the worker takes
+/// two callbacks of 32 in each, so 10,000 waiters take 0.6 s. Measured (bench, `-- crowd`, on a machine with
+/// other load) with 16, 32, 64 and 128 streams a tick: 2.5, 1.3, 0.6 and 0.4 to 0.5 s. Meanwhile the p50 of
+/// other requests is 2, 2, 3 and 9 ms, and their p99, in the better of two runs, 5, 10, 9 and 23 ms.
 pub const BATCH: u32 = 32;
 
 /// The remaining budget of a callback.

@@ -205,13 +205,17 @@ impl<S: SharedData> Tiers<S> {
             }
             // It is ongoing there, so it is ongoing here until the lease is over.
             (Command::MarkUnknown { .. }, reply @ Err(_)) => concluded(reply, Wake::NOBODY),
+            // A heartbeat that came behind the end of its own claim says nothing of that end.
+            (Command::Extend { token, .. }, reply) => {
+                let ongoing = |known: &Known| matches!(known.head.state, State::Ongoing { .. });
+                concluded(reply, self.give_up(key, *token, &ongoing, now))
+            }
             (
                 Command::Release { token, .. }
-                | Command::Extend { token, .. }
                 | Command::Complete { token, .. }
                 | Command::MarkUnknown { token, .. },
                 reply,
-            ) => concluded(reply, self.give_up(key, *token, now)),
+            ) => concluded(reply, self.give_up(key, *token, &|_| true, now)),
         }
     }
 
@@ -242,21 +246,23 @@ impl<S: SharedData> Tiers<S> {
         let head = Head { token, fingerprint, attempt, first_seen, state };
         let judge = |knowledge: &Knowledge| {
             let asking = without(knowledge.asking, token);
+            let attempt = attempt.max(attempts_here(knowledge, now).saturating_add(1));
             let decided =
                 decided_here(knowledge, now).filter(|(known, _)| known.head.token != token);
             if let Some((_, head)) = decided {
                 let next = Some(Knowledge { known: knowledge.known.clone(), asking });
                 return Judged { says: Says::Record(head), next, watch: false };
             }
-            let known = Known { kind: Kind::Own, head: head.clone(), seen_at: now, since: now };
+            let head = Head { attempt, ..head.clone() };
+            let known = Known { kind: Kind::Own, head, seen_at: now, since: now };
             let next = Some(Knowledge { known: Some(known), asking });
-            Judged { says: Says::Other(()), next, watch: false }
+            Judged { says: Says::Other(attempt), next, watch: false }
         };
         match self.table.look(*key, &judge, now) {
             Ok(Looked { said: Said::Record(record), wake }) => {
                 Concluded { reply: Ok(Reply::Exists(record)), wake, give_back: true }
             }
-            Ok(Looked { said: Said::Other(()), wake }) => {
+            Ok(Looked { said: Said::Other(attempt), wake }) => {
                 concluded(Ok(Reply::Claimed { attempt }), wake)
             }
             // A failure of the table costs the shared store a command, but no request a refusal.
@@ -351,13 +357,21 @@ impl<S: SharedData> Tiers<S> {
         (known, knowledge.asking)
     }
 
-    /// Nothing runs with this token any more; forget it.
-    fn give_up(&self, key: Key, token: Token, now: Timestamp) -> Wake {
+    /// Nothing runs by this token any more. What is known of it is forgotten if it is `meant`, and unless
+    /// the shared store has its answer or knows nothing of it.
+    fn give_up(
+        &self,
+        key: Key,
+        token: Token,
+        meant: &dyn Fn(&Known) -> bool,
+        now: Timestamp,
+    ) -> Wake {
         let forget = |knowledge: &Knowledge| {
-            let known = knowledge.known.clone();
-            let known =
-                known.filter(|known| known.kind == Kind::LocalOnly || known.head.token != token);
-            (known, without(knowledge.asking, token))
+            let stays = |known: &Known| match known.kind {
+                Kind::LocalOnly | Kind::Cached => true,
+                Kind::Own | Kind::Snapshot => known.head.token != token || !meant(known),
+            };
+            (knowledge.known.clone().filter(stays), without(knowledge.asking, token))
         };
         self.change(key, &forget, now)
     }
@@ -424,6 +438,19 @@ fn decided_here(knowledge: &Knowledge, now: Timestamp) -> Option<(&Known, Head)>
     };
     let head = transitions::as_it_stands(&known.head, now)?;
     decided.then_some((known, head))
+}
+
+/// Attempts that began here while the shared store was away, and may have run: the shared store cannot count them.
+fn attempts_here(knowledge: &Knowledge, now: Timestamp) -> u32 {
+    let known = knowledge.known.as_ref().filter(|known| known.kind == Kind::LocalOnly);
+    let head = known.map(|known| &known.head);
+    let may_have_run = head.filter(|head| match head.state {
+        State::Ongoing { .. } | State::Unknown { .. } => {
+            transitions::as_it_stands(head, now).is_none()
+        }
+        State::Finished { .. } => false,
+    });
+    may_have_run.map_or(0, |head| head.attempt)
 }
 
 /// What replaces the known record and the lookup.

@@ -150,7 +150,9 @@ pub fn apply(record: Option<&Head>, command: &Command, now: Timestamp) -> Verdic
         },
         Command::Release { token, .. } => match owned(record, *token) {
             Owned::Ongoing(record, _) | Owned::Unknown(record) if record.attempt > 1 => {
-                put(record, State::Unknown { until: now })
+                // The attempts before this one may have run; this one has not.
+                let before = Head { attempt: record.attempt.saturating_sub(1), ..record.clone() };
+                put(&before, State::Unknown { until: now })
             }
             Owned::Ongoing(..) | Owned::Unknown(_) => Verdict::Done(Change::Remove),
             Owned::Finished | Owned::ByNobodyOrAnother => Verdict::NotOwner,

@@ -87,12 +87,12 @@ pub fn of_each_kind() -> Vec<Case> {
         Case::words(rule(json!({ "ttl": "31d" })), "rules[0].ttl: 31d, wanted 1s to 30d"),
         Case::words(
             rule(json!({ "match": { "methods": ["GET"] } })),
-            "rules[0].match.methods[0]: \"GET\" changes nothing, or is no request to be repeated",
+            "rules[0].match.methods[0]: \"GET\" is safe, or cannot be repeated",
         ),
         Case::place(rule(json!({ "match": { "path": "pay" } })), "rules[0].match.path", "pay"),
         Case::words(
             rule(json!({ "key": [ { "path": "order" } ] })),
-            "rules[0].key[0].path: \"order\" is no capture of match.path, which has none",
+            "rules[0].key[0].path: \"order\" is not a capture of match.path, which has none",
         ),
         Case::place(rule(json!({ "key": [ { "json": "from" } ] })), "rules[0].key[0].json", "from"),
         Case::words(
@@ -140,27 +140,36 @@ fn rules() -> Vec<(Value, &'static str)> {
         (json!({ "key": [] }), "rules[0].key: empty, wanted at least one part"),
         (
             json!({ "key": [ { "header": "a b" } ] }),
-            "rules[0].key[0].header: \"a b\" is no header name",
+            "rules[0].key[0].header: \"a b\" is not a header name",
         ),
         (
             json!({ "key": [ { "query": "" } ] }),
             "rules[0].key[0].query: empty, wanted the name of a query parameter",
         ),
-        (json!({ "key": [ { "cookie": "" } ] }), "rules[0].key[0].cookie: \"\" is no cookie name"),
+        (
+            json!({ "key": [ { "cookie": "" } ] }),
+            "rules[0].key[0].cookie: \"\" is not a cookie name",
+        ),
         (
             json!({ "key": [ { "form": "" } ] }),
             "rules[0].key[0].form: empty, wanted the name of a form field",
         ),
         (
             json!({ "key": [ { "path": "id" } ] }),
-            "rules[0].key[0].path: \"id\" is no capture of match.path, which has none",
+            "rules[0].key[0].path: \"id\" is not a capture of match.path, which has none",
         ),
         (
             json!({ "match": { "path": "/a/{b}" }, "key": [ { "path": "id" } ] }),
-            "rules[0].key[0].path: \"id\" is no capture of match.path, wanted one of b",
+            "rules[0].key[0].path: \"id\" is not a capture of match.path, wanted one of b",
         ),
-        (json!({ "caller": { "header": "" } }), "rules[0].caller.header: \"\" is no header name"),
-        (json!({ "caller": { "cookie": "" } }), "rules[0].caller.cookie: \"\" is no cookie name"),
+        (
+            json!({ "caller": { "header": "" } }),
+            "rules[0].caller.header: \"\" is not a header name",
+        ),
+        (
+            json!({ "caller": { "cookie": "" } }),
+            "rules[0].caller.cookie: \"\" is not a cookie name",
+        ),
         (
             json!({ "caller": { "metadata": ["jwt"] } }),
             "rules[0].caller.metadata: wanted a filter's name and the keys below it, e.g. \
@@ -176,7 +185,7 @@ fn rules() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({ "match": { "methods": ["GET"] } }),
-            "rules[0].match.methods[0]: \"GET\" changes nothing, or is no request to be repeated",
+            "rules[0].match.methods[0]: \"GET\" is safe, or cannot be repeated",
         ),
         (
             json!({ "match": { "methods": ["POST", "put"] } }),
@@ -184,7 +193,7 @@ fn rules() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({ "match": { "methods": ["P T"] } }),
-            "rules[0].match.methods[0]: \"P T\" is no method",
+            "rules[0].match.methods[0]: \"P T\" is not a method",
         ),
         (
             json!({ "match": { "hosts": ["a.example:80"] } }),
@@ -211,7 +220,7 @@ fn rules() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({ "ongoing": { "redirect": { "to": "/x/{id}" } } }),
-            "rules[0].ongoing.redirect.to: \"id\" is no capture of match.path, which has none",
+            "rules[0].ongoing.redirect.to: \"id\" is not a capture of match.path, which has none",
         ),
         (
             json!({ "ongoing": { "requeue": { "delay": "1ms", "attempts": 1 } } }),
@@ -231,15 +240,15 @@ fn rules() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({ "outcomes": [ { "status": [404], "do": "release", "ttl": "1h" } ] }),
-            "rules[0].outcomes[0].ttl: of no use: nothing is kept (unknown_ttl bounds what is in doubt)",
+            "rules[0].outcomes[0].ttl: has no effect: nothing is kept (unknown_ttl bounds an unknown outcome)",
         ),
         (
             json!({ "replay_headers": { "deny": ["x y"] } }),
-            "rules[0].replay_headers.deny[0]: \"x y\" is no header name",
+            "rules[0].replay_headers.deny[0]: \"x y\" is not a header name",
         ),
         (
             json!({ "replay_headers": { "allow": [""] } }),
-            "rules[0].replay_headers.allow[0]: \"\" is no header name",
+            "rules[0].replay_headers.allow[0]: \"\" is not a header name",
         ),
         (
             json!({ "limits": { "request_body": "9MiB" } }),
@@ -314,15 +323,15 @@ fn rules() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({ "key": [ { "json": "/a" }, { "form": "b" } ] }),
-            "rules[0].key: both json and form parts, and no body is both",
+            "rules[0].key: both json and form parts, but a body is never both",
         ),
         (
             json!({ "key": [ { "form": "b" } ], "fingerprint": { "fields": ["/a"] } }),
-            "rules[0].fingerprint.fields: points into JSON, the key has form parts, and no body is both",
+            "rules[0].fingerprint.fields: points into JSON, the key has form parts, but a body is never both",
         ),
         (
             json!({ "key": [ { "form": "b" } ], "fingerprint": { "except": ["/a"] } }),
-            "rules[0].fingerprint.except: points into JSON, the key has form parts, and no body is both",
+            "rules[0].fingerprint.except: points into JSON, the key has form parts, but a body is never both",
         ),
         (
             json!({ "limits": { "request_body": "0B" } }),
@@ -415,7 +424,7 @@ fn others() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({ "store": { "redis": { "cluster": "r", "username": "u" } } }),
-            "store.redis.username: there is a user and no password_env for it",
+            "store.redis.username: a username needs a password_env",
         ),
         (
             json!({ "store": { "redis": { "cluster": "r", "local": { "entries": 1 } } } }),
@@ -435,7 +444,7 @@ fn others() -> Vec<(Value, &'static str)> {
         ),
         (
             json!({ "store": { "redis": { "cluster": "r", "transport": "webdis", "password_env": "PASSWORD" } } }),
-            "store.redis.password_env: of no use: Webdis has the password, as redis_auth",
+            "store.redis.password_env: has no effect: Webdis has the password, as redis_auth",
         ),
     ]
 }

@@ -71,6 +71,16 @@ impl Crowd {
     ///
     /// If they do not end in these outcomes, with these numbers, and in time.
     pub async fn ends_in(self, expected: &[(&str, usize)]) -> Instant {
+        let (outcomes, last) = self.outcomes().await;
+        let expected = expected.iter().filter(|(_, number)| *number > 0);
+        let expected: BTreeMap<_, _> =
+            expected.map(|(outcome, number)| ((*outcome).to_owned(), *number)).collect();
+        assert_eq!(outcomes, expected);
+        last
+    }
+
+    /// How many of them end in what, and when the last of them had its answer.
+    pub async fn outcomes(self) -> (BTreeMap<String, usize>, Instant) {
         let mut last = Instant::now();
         let deadline = (last + IN_TIME).into();
         let mut outcomes = BTreeMap::new();
@@ -85,11 +95,7 @@ impl Crowd {
             };
             *outcomes.entry(outcome).or_insert(0) += 1;
         }
-        let expected = expected.iter().filter(|(_, number)| *number > 0);
-        let expected: BTreeMap<_, _> =
-            expected.map(|(outcome, number)| ((*outcome).to_owned(), *number)).collect();
-        assert_eq!(outcomes, expected);
-        last
+        (outcomes, last)
     }
 }
 

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// The module that `make wasm` builds; `IDEMPOTENCY_MODULE` names another.
 const MODULE: &str = "target/wasm32-wasip1/release/envoy_idempotency.wasm";
 
+/// The module that `make trap` builds; `IDEMPOTENCY_TRAP_MODULE` names another.
+const TRAP_MODULE: &str = "target/trap/wasm32-wasip1/release/envoy_idempotency.wasm";
+
 /// The Envoy that `make setup` gets; `ENVOY_BIN` names another.
 const ENVOY: &str = ".tools/envoy";
 
@@ -203,6 +206,23 @@ impl Bootstrap {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Runs the module that stops on request, and that has a variable batch size.
+    #[must_use]
+    pub fn trap_module(mut self) -> Self {
+        let module = file("IDEMPOTENCY_TRAP_MODULE", TRAP_MODULE, "make trap");
+        self.plugin()["vm_config"]["code"]["local"]["filename"] = json!(module);
+        self
+    }
+
+    /// Lets one callback handle this many streams; only [`Self::trap_module`] supports it.
+    #[must_use]
+    pub fn batch(self, streams: u32) -> Self {
+        let mut all = self.trap_module();
+        all.plugin()["vm_config"]["environment_variables"] =
+            json!({ "key_values": { "DELIBERATE_BATCH": streams.to_string() } });
+        all
     }
 
     /// Lets [`Envoy::replace`] replace these listeners.

@@ -33,6 +33,7 @@ pub mod origin;
 pub mod process;
 pub mod redis;
 pub mod redis_store;
+pub mod scene;
 pub mod store_contract;
 
 pub use client::{Answer, Client, Request};

@@ -68,12 +68,15 @@ pub struct Store {
 impl Store {
     /// Keys of two prefixes do not meet.
     pub fn new(server: &Server, prefix: &str) -> Self {
-        let settings =
-            Settings { prefix: prefix.to_owned(), timeout: Duration::from_secs(10), login: None };
+        Self::with_timeout(server.port, prefix, Duration::from_secs(10))
+    }
+
+    fn with_timeout(port: u16, prefix: &str, timeout: Duration) -> Self {
+        let settings = Settings { prefix: prefix.to_owned(), timeout, login: None };
         Self {
             client: RefCell::new(Client::new(&settings, Transport::Pipe, 7)),
             socket: RefCell::new(None),
-            port: server.port,
+            port,
             prefix: settings.prefix,
             asked: Cell::new(0),
             warnings: RefCell::default(),
@@ -131,6 +134,18 @@ impl Store {
         replies.into_iter().flatten().collect()
     }
 
+    /// What is written for this command, which is not sent.
+    fn written(&self, command: Command) -> Vec<u8> {
+        let events = self.client.borrow_mut().ask(CommandId(u64::MAX), command, now());
+        events
+            .into_iter()
+            .flat_map(|event| match event {
+                Event::Write(Connection::Commands, bytes) => bytes,
+                other => panic!("unexpected: {other:?}"),
+            })
+            .collect()
+    }
+
     /// A command of Redis's own, on a connection of its own; the reply as it is on the wire.
     pub fn raw(&self, parts: &[&[u8]]) -> Vec<u8> {
         let mut socket = self.connect();
@@ -173,6 +188,35 @@ impl Store {
 }
 
 impl store_contract::Store for Store {
+    fn grants_late(&self, claim: Command) -> Option<bool> {
+        const BELIEVED: Duration = Duration::from_millis(100);
+        let sender = Self::with_timeout(self.port, &self.prefix, BELIEVED);
+        // The reply to another claim tells the sender what Redis's clock is at.
+        let Command::Claim { mut key, token, fingerprint, first_seen, lease, unknown_for, watch } =
+            claim.clone()
+        else {
+            panic!("no claim: {claim:?}")
+        };
+        key.0[0] = !key.0[0];
+        let first =
+            Command::Claim { key, token, fingerprint, first_seen, lease, unknown_for, watch };
+        assert_eq!(sender.execute(first), Ok(Reply::Claimed { attempt: 1 }));
+        let late = sender.written(claim);
+        std::thread::sleep(2 * BELIEVED);
+        let mut socket = self.connect();
+        socket.write_all(&late).unwrap();
+        socket.write_all(b"*1\r\n$4\r\nQUIT\r\n").unwrap();
+        let mut reply = Vec::new();
+        socket.read_to_end(&mut reply).unwrap();
+        // Length, four bytes of the token, and what became of it.
+        let letter = reply.split(|byte| *byte == b'\n').nth(1).and_then(|rest| rest.get(4));
+        match letter {
+            Some(b'C') => Some(true),
+            Some(b'L') => Some(false),
+            other => panic!("{other:?} in {:?}", String::from_utf8_lossy(&reply)),
+        }
+    }
+
     fn execute(&self, command: Command) -> Result<Reply, StoreError> {
         self.pipelined(vec![command]).remove(0)
     }

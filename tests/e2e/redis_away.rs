@@ -323,3 +323,49 @@ async fn a_record_that_is_owed_is_written_when_the_configuration_has_been_replac
     eventually("the new configuration serves", async || post().send().await.is_replay()).await;
     assert_eq!(origin.executions(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_goes_by_all_that_its_envoy_knew_before_redis_went_away() {
+    let mut rules = pay(json!({ "on_store_error": "local", "lease": "10s", "unknown_ttl": "1m" }));
+    // What finished may be replayed without Redis for no longer than that, as long as there is a Redis.
+    rules["store"] = json!({ "redis": { "cluster": "redis", "local": { "ttl": "1s" } } });
+    let mut fleet = Fleet::start_as_it_is(rules).await;
+    let request = |envoy: usize, key: &str| with(fleet.post(envoy, "/pay"), key);
+    // Finished here, and seen there.
+    assert_eq!(request(0, "finished").send().await.status, 200);
+    let finished = Instant::now();
+    assert!(request(1, "finished").send().await.is_replay());
+    // Running here, and seen there.
+    let running = request(0, "running").header("x-origin-hold", "it");
+    let first = tokio::spawn(running.send());
+    eventually("one runs", async || fleet.executions() == 2).await;
+    assert_eq!(request(1, "running").send().await.code(), "in-progress");
+    // Left by its client: nobody knows what became of it.
+    let left = request(0, "left").header("x-origin-hold", "it");
+    let client = tokio::spawn(left.send());
+    eventually("another runs", async || fleet.executions() == 3).await;
+    client.abort();
+    eventually("its outcome is unknown", async || {
+        request(0, "left").send().await.code() == "outcome-unknown"
+    })
+    .await;
+    assert_eq!(request(1, "left").send().await.code(), "outcome-unknown");
+    eventually("the copies are old", async || finished.elapsed() > Duration::from_millis(1_100))
+        .await;
+
+    let requests: Vec<_> = (0..2)
+        .flat_map(|envoy| ["finished", "running", "left"].map(|key| (key, request(envoy, key))))
+        .collect();
+    fleet.redis.stop();
+    for (key, request) in requests {
+        let answer = in_time(request).await;
+        match key {
+            "finished" => assert!(answer.is_replay(), "{answer:?}"),
+            "running" => assert_eq!(answer.code(), "in-progress"),
+            _ => assert_eq!(answer.code(), "outcome-unknown"),
+        }
+    }
+    assert_eq!(fleet.executions(), 3);
+    fleet.origin.release("it");
+    assert_eq!(first.await.unwrap().status, 200);
+}

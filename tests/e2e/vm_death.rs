@@ -8,28 +8,16 @@
 use crate::pay;
 use serde_json::json;
 use std::cell::{Cell, RefCell};
-use std::path::Path;
 use std::sync::Arc;
 use testkit::deployment::Store;
-use testkit::{Answer, Client, Deployment, Request, eventually};
-
-/// The module that `make trap` builds; `IDEMPOTENCY_TRAP_MODULE` names another.
-const TRAP: &str = "target/trap/wasm32-wasip1/release/envoy_idempotency.wasm";
+use testkit::{Answer, Bootstrap, Client, Deployment, Request, eventually};
 
 /// Stops the VM that sees it, in a request or in an origin's response.
 const HEADER: &str = "x-deliberate-trap";
 
 async fn deployment(store: Store) -> Deployment {
-    let named = std::env::var("IDEMPOTENCY_TRAP_MODULE").ok().filter(|path| !path.is_empty());
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join(named.as_deref().unwrap_or(TRAP));
-    assert!(module.exists(), "{} is missing: run `make trap`", module.display());
     let rules = pay(json!({ "lease": "2s", "unknown_ttl": "2s" }));
-    Deployment::start(store, &rules, |bootstrap| {
-        bootstrap.with(|bootstrap| {
-            bootstrap.plugin()["vm_config"]["code"]["local"]["filename"] = json!(module);
-        })
-    })
-    .await
+    Deployment::start(store, &rules, Bootstrap::trap_module).await
 }
 
 fn with(request: Request, key: &str) -> Request {

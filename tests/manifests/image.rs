@@ -132,7 +132,7 @@ fn the_bill_of_materials_names_the_crates_in_the_module() {
     };
     // Compiled in; only for wasm32; used for the build; for the tests; for machines other than wasm32.
     assert_eq!(scope("serde_json"), Some("required"));
-    assert_eq!(scope("proxy-wasm"), Some("required"));
+    assert_eq!(scope("getrandom"), Some("required"));
     assert_eq!(scope("serde_derive"), Some("excluded"));
     assert_eq!(scope("tokio"), None);
     let refs: Vec<_> = components.iter().map(|component| &component["bom-ref"]).collect();

@@ -35,6 +35,8 @@ pub struct Faults {
     pub origin_fails_percent: u64,
     /// Many duplicates come at once.
     pub crowd: bool,
+    /// Many requests of many keys come at once.
+    pub busy: bool,
 }
 
 /// A rule of the simulated world. Times in milliseconds.

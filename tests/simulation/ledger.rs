@@ -22,6 +22,10 @@ struct Execution {
     own_lease_until: u64,
     /// From then on it may run again in its own Envoy; `None` while nothing has ended it.
     own_free_at: Option<u64>,
+    /// Its own Envoy knows of its end, whether or not Redis does.
+    end_heard: bool,
+    /// It ended with an outcome that nobody knows.
+    is_unknown: bool,
     completed_until: Option<u64>,
 }
 
@@ -88,8 +92,23 @@ impl Ledger {
             Command::Release { .. } => execution.own_free_at = Some(now),
             Command::MarkUnknown { .. } => {
                 let from = now.min(execution.own_lease_until);
+                execution.is_unknown = true;
                 execution.own_free_at.get_or_insert(from + unknown_for);
             }
+        }
+    }
+
+    /// Its worker is gone: its own Envoy may never have heard of the end.
+    pub fn owner_dies(&mut self, token: Token) {
+        if let Some(execution) = self.of(token).filter(|execution| !execution.end_heard) {
+            execution.own_free_at = None;
+        }
+    }
+
+    /// The owner has a reply.
+    pub fn owner_hears(&mut self, token: Token) {
+        if let Some(execution) = self.of(token) {
+            execution.end_heard |= execution.own_free_at.is_some();
         }
     }
 
@@ -118,10 +137,10 @@ impl Ledger {
         for earlier in self.executions.iter().filter(|earlier| earlier.operation == operation) {
             let lapses = |lease: u64| lease + rule.unknown_for;
             let by_redis = earlier.redis_free_at.or(earlier.redis_lease_until.map(lapses));
-            let by_owner = earlier.own_free_at.unwrap_or_else(|| {
-                let own = lapses(earlier.own_lease_until);
-                by_redis.map_or(own, |redis| own.min(redis))
-            });
+            let own = earlier.own_free_at.unwrap_or(lapses(earlier.own_lease_until));
+            // Redis may have missed heartbeats, so that the claim lapsed there before.
+            let may_lapse = earlier.is_unknown || earlier.own_free_at.is_none();
+            let by_owner = by_redis.filter(|_| may_lapse).map_or(own, |redis| own.min(redis));
             let (free_at, at) = match (rule.on_store_error, memory) {
                 ("pass", false) => continue,
                 // Duplicates that meet in one Envoy run once, whatever Redis does.
@@ -150,6 +169,8 @@ impl Ledger {
             redis_lease_until: claim.map(|(_, _, lease_until)| lease_until),
             own_lease_until: now + rule.lease,
             own_free_at: None,
+            end_heard: false,
+            is_unknown: false,
             completed_until: None,
         });
     }

@@ -13,7 +13,9 @@ use testkit::map::Map;
 
 /// Shorter than a record's own, so that both ends are met.
 const LOCAL_TTL: Duration = Duration::from_secs(3);
-const CAPACITY: Capacity = Capacity { entries: 64, budget_bytes: 1 << 20, largest_answer: 1_000 };
+/// Room for all that a run has: what is dropped for want of room may run again, as the README says.
+const CAPACITY: Capacity =
+    Capacity { entries: 1_024, budget_bytes: 4 << 20, largest_answer: 1_000 };
 /// When a command to Redis is late.
 pub const TIMEOUT_MILLIS: u64 = 250;
 /// Streams that one callback handles: few, so that small crowds need many callbacks.

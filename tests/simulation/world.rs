@@ -6,7 +6,10 @@ use crate::random::Random;
 use crate::redis::{self, Redis};
 use crate::worker::{SHARE, Shared, Socket, StreamRequest, TIMEOUT_MILLIS, Worker};
 use envoy_idempotency::config::Config;
-use envoy_idempotency::exchange::{Exchange, Fetched, Flow, Input, Order, Question};
+use envoy_idempotency::exchange::{
+    Exchange, Fetched, Flow, Input, Order, Question, RequestPart, ResponsePart, StoreReply,
+    WorkerFact,
+};
 use envoy_idempotency::key::{Attributes, Key};
 use envoy_idempotency::record::Token;
 use envoy_idempotency::store::front::{self, Fact};
@@ -24,6 +27,8 @@ const WORKERS: usize = 2;
 const CLIENTS: usize = 70;
 const CROWD: usize = 60;
 const IDS: u64 = 3;
+/// Ids of a busy moment, with few requests each.
+const BUSY_IDS: u64 = 100;
 /// Clients come within this time; the run then goes on until no event is left.
 const ARRIVALS_MILLIS: u64 = 12_000;
 /// Longer than a lease.
@@ -52,7 +57,6 @@ enum Event {
     },
     FromRedis {
         connection: Socket,
-        bytes: Vec<u8>,
     },
     Closed {
         connection: Socket,
@@ -94,6 +98,13 @@ pub enum Ending {
     DiesInTheMiddle,
 }
 
+/// Bytes that come in one read, and whether a reply among them says what Redis's clock is at.
+#[derive(Debug, Default)]
+struct ReadBytes {
+    bytes: Vec<u8>,
+    say_the_time: bool,
+}
+
 struct Stream {
     exchange: Option<Exchange>,
     worker: usize,
@@ -131,6 +142,8 @@ pub struct World {
     /// When the last bytes of a connection come, to Redis and back: none overtakes another.
     to_redis_at: HashMap<Socket, u64>,
     from_redis_at: HashMap<Socket, u64>,
+    /// What is on its way from Redis, read by read.
+    reads: HashMap<Socket, VecDeque<ReadBytes>>,
     /// Connections that broke: bytes written on them are lost, or come so much later.
     broken: HashMap<Socket, Option<u64>>,
     ledger: Ledger,
@@ -197,6 +210,7 @@ impl World {
             subscribed: HashSet::new(),
             to_redis_at: HashMap::new(),
             from_redis_at: HashMap::new(),
+            reads: HashMap::new(),
             broken: HashMap::new(),
             ledger: Ledger::default(),
             frozen: None,
@@ -225,6 +239,16 @@ impl World {
             for _ in 0..CROWD {
                 let after = at + self.random.below(30);
                 self.after(after, Event::Arrives { envoy: 0, rule, id: 0 });
+            }
+        }
+        if self.faults.busy {
+            let at = self.random.below(ARRIVALS_MILLIS);
+            let rule = self.random.below(RULES.len() as u64) as usize;
+            for number in 0..CROWD as u64 {
+                let after = at + self.random.below(10);
+                // Some of one key, most of others.
+                let id = BUSY_IDS + number * 3 / 4;
+                self.after(after, Event::Arrives { envoy: 0, rule, id });
             }
         }
         let start = self.now + self.random.below(ARRIVALS_MILLIS);
@@ -281,7 +305,7 @@ impl World {
             | Event::BodyEnds { stream }
             | Event::StreamEnds { stream }
             | Event::ClientGone { stream } => self.streams.get(*stream).map(|stream| stream.worker),
-            Event::FromRedis { connection, .. } | Event::Closed { connection } => {
+            Event::FromRedis { connection } | Event::Closed { connection } => {
                 Some(connection.worker)
             }
             Event::Message { worker, .. } | Event::WorkerTick { worker, .. } => Some(*worker),
@@ -313,13 +337,11 @@ impl World {
                 }
             }
             Event::ToRedis { connection, bytes } => self.arrive_at_redis(connection, bytes),
-            Event::FromRedis { connection, bytes } => {
+            Event::FromRedis { connection } => {
+                let read = self.reads.get_mut(&connection).and_then(VecDeque::pop_front);
+                let ReadBytes { bytes, say_the_time } = read.unwrap_or_default();
                 if self.is_current(connection) && !self.broken.contains_key(&connection) {
-                    // A reply to a claim has Redis's time; those are longer than others.
-                    if connection.line == Connection::Commands
-                        && bytes.starts_with(b"$")
-                        && bytes.len() > 16
-                    {
+                    if say_the_time {
                         self.workers[connection.worker].clock_known_at.get_or_insert(self.now);
                     }
                     self.workers[connection.worker].budget.renew();
@@ -330,7 +352,7 @@ impl World {
             Event::Closed { connection } => {
                 if self.is_current(connection) {
                     self.workers[connection.worker].connections.remove(&connection.line);
-                    self.totals.reconnects += 1;
+                    self.totals.reconnects += u64::from(connection.line == Connection::Commands);
                     self.fact(connection.worker, Fact::Closed(connection.line));
                     self.root_callback(connection.worker);
                 }
@@ -380,7 +402,10 @@ impl World {
     fn worker_dies(&mut self, worker: usize) {
         self.tell(|| format!("worker {worker} dies"));
         for stream in self.streams.iter_mut().filter(|stream| stream.worker == worker) {
-            stream.exchange = None;
+            if stream.exchange.take().is_some() {
+                // What it has asked last, nobody hears the answer to.
+                self.ledger.owner_dies(stream.token);
+            }
             stream.left = true;
         }
         let envoy = self.workers[worker].envoy;
@@ -472,12 +497,12 @@ impl World {
             }
             2 => {
                 let Some(stream) = this.waiters.take_woken() else { return false };
-                self.come_back(stream as usize, Input::Woken);
+                self.come_back(stream as usize, Input::Worker(WorkerFact::Woken));
                 true
             }
             _ => {
                 let Some(stream) = this.timers.take_due(now) else { return false };
-                self.come_back(stream as usize, Input::Tick);
+                self.come_back(stream as usize, Input::Worker(WorkerFact::Tick));
                 true
             }
         }
@@ -487,7 +512,7 @@ impl World {
         while let Some(order) = self.workers[worker].front.next_order() {
             match order {
                 front::Order::Reply((stream, question), reply) => {
-                    self.come_back(stream, Input::StoreReplied { question, reply });
+                    self.come_back(stream, Input::Store(StoreReply { question, reply }));
                 }
                 front::Order::Open(line) => {
                     self.workers[worker].opened += 1;
@@ -500,7 +525,7 @@ impl World {
                 front::Order::Write(line, bytes) => self.write(worker, line, bytes),
                 front::Order::Close(line) => {
                     self.workers[worker].connections.remove(&line);
-                    self.totals.reconnects += 1;
+                    self.totals.reconnects += u64::from(line == Connection::Commands);
                 }
                 front::Order::Call(..) => panic!("no worker uses Webdis"),
                 front::Order::Wake(key) => self.message(worker, key, true),
@@ -594,7 +619,9 @@ impl World {
             if ran.done.is_none() && ran.reply.get(5..).is_some_and(|rest| rest.contains(&b'L')) {
                 self.totals.too_late += u64::from(ran.reply.starts_with(b"$13"));
             }
-            if let Some(done) = &ran.done {
+            let done = ran.done.as_ref();
+            let is_claim = done.is_some_and(|done| matches!(done.command, Command::Claim { .. }));
+            if let Some(done) = done {
                 self.tell(|| format!("Redis: {:?} -> {:?}", done.command, done.verdict));
                 self.check_in_time(connection.worker, done);
                 self.ledger.redis_did(&done.command, &done.verdict, self.now);
@@ -602,11 +629,11 @@ impl World {
             }
             if let Some(key) = ran.subscribed {
                 self.subscribed.insert((connection, key));
-                self.answer_from_redis(connection, redis::message("subscribe", key));
+                self.answer_from_redis(connection, redis::message("subscribe", key), false);
             }
             if let Some(key) = ran.unsubscribed {
                 self.subscribed.remove(&(connection, key));
-                self.answer_from_redis(connection, redis::message("unsubscribe", key));
+                self.answer_from_redis(connection, redis::message("unsubscribe", key), false);
             }
             if let Some(key) = ran.published {
                 let mut told: Vec<_> = self
@@ -618,12 +645,12 @@ impl World {
                 told.sort_unstable_by_key(|to| (to.worker, to.number));
                 for to in told {
                     if !self.random.chance(self.faults.messages_lost_percent) {
-                        self.answer_from_redis(to, redis::message("message", key));
+                        self.answer_from_redis(to, redis::message("message", key), false);
                     }
                 }
             }
             if !ran.reply.is_empty() {
-                self.answer_from_redis(connection, ran.reply);
+                self.answer_from_redis(connection, ran.reply, is_claim);
             }
         }
     }
@@ -648,11 +675,22 @@ impl World {
         );
     }
 
-    fn answer_from_redis(&mut self, connection: Socket, bytes: Vec<u8>) {
-        let at = self.now + 1 + self.random.below(20);
-        let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
-        self.from_redis_at.insert(connection, at);
-        self.after(at - self.now, Event::FromRedis { connection, bytes });
+    fn answer_from_redis(&mut self, connection: Socket, bytes: Vec<u8>, say_the_time: bool) {
+        let reads = self.reads.entry(connection).or_default();
+        // What is on its way already may come in the same read.
+        match reads.back_mut() {
+            Some(last) if self.random.chance(80) => {
+                last.bytes.extend(bytes);
+                last.say_the_time |= say_the_time;
+            }
+            Some(_) | None => {
+                reads.push_back(ReadBytes { bytes, say_the_time });
+                let at = self.now + 1 + self.random.below(20);
+                let at = at.max(self.from_redis_at.get(&connection).copied().unwrap_or(0));
+                self.from_redis_at.insert(connection, at);
+                self.after(at - self.now, Event::FromRedis { connection });
+            }
+        }
     }
 
     fn count(&mut self, command: &Command, verdict: &Verdict) {
@@ -714,17 +752,20 @@ impl World {
             (b"content-type".to_vec(), b"application/json".to_vec()),
         ];
         let attributes = Told(Ending::Stored);
-        let input = Input::RequestHeaders {
+        let input = Input::Request(RequestPart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.called(stream, input);
         let body = format!("{{\"id\":{id}}}");
         let (first, second) = body.as_bytes().split_at(3);
-        self.called(stream, Input::RequestBody { chunk: first, end_of_stream: false });
-        self.called(stream, Input::RequestBody { chunk: second, end_of_stream: false });
-        self.called(stream, Input::RequestTrailers);
+        for chunk in [first, second] {
+            let length = chunk.len();
+            let part = RequestPart::Body { chunk, length, end_of_stream: false };
+            self.called(stream, Input::Request(part));
+        }
+        self.called(stream, Input::Request(RequestPart::Trailers));
     }
 
     /// A callback of the stream's own.
@@ -753,11 +794,11 @@ impl World {
             return Flow::Continue;
         };
         let from_elsewhere =
-            matches!(input, Input::StoreReplied { .. } | Input::Woken | Input::Tick);
+            matches!(input, Input::Store(_) | Input::Worker(WorkerFact::Woken | WorkerFact::Tick));
         let mut input = input;
         let mut replies = VecDeque::new();
         let flow = loop {
-            if let Input::StoreReplied { reply, .. } = &input {
+            if let Input::Store(StoreReply { reply, .. }) = &input {
                 self.heard(stream, reply);
             }
             let step = exchange.handle(input, now);
@@ -772,7 +813,7 @@ impl World {
                 replies.extend(self.carry_out(stream, order));
             }
             let Some((question, reply)) = replies.pop_front() else { break step.flow };
-            input = Input::StoreReplied { question, reply };
+            input = Input::Store(StoreReply { question, reply });
         };
         self.workers[worker].timers.set(stream as u32, exchange.alarm());
         if exchange.is_over() {
@@ -789,6 +830,7 @@ impl World {
 
     fn heard(&mut self, stream: usize, reply: &Result<Reply, StoreError>) {
         self.tell(|| format!("{stream} hears {reply:?}"));
+        self.ledger.owner_hears(self.streams[stream].token);
         match reply {
             Err(_) => self.totals.store_errors += 1,
             Ok(Reply::NotOwner) => {
@@ -919,7 +961,7 @@ impl World {
             Ending::Unknown => answer("504", None, "upstream request timeout"),
             Ending::DiesInTheMiddle => Fetched::Broken,
         };
-        self.come_back(stream, Input::OriginReplied { question, fetched });
+        self.come_back(stream, Input::Worker(WorkerFact::OriginReplied { question, fetched }));
     }
 
     fn origin_answers(&mut self, stream: usize) {
@@ -942,17 +984,21 @@ impl World {
             (b"content-type".to_vec(), b"text/plain".to_vec()),
         ];
         let attributes = Told(ending);
-        let input = Input::ResponseHeaders {
+        let input = Input::Response(ResponsePart::Headers {
             headers: &headers,
             attributes: &attributes,
             end_of_stream: false,
-        };
+        });
         self.called(stream, input);
         let body = body(operation);
         let (half, _) = body.as_bytes().split_at(8);
         self.called(
             stream,
-            Input::ResponseBody { chunk: half, length: half.len(), end_of_stream: false },
+            Input::Response(ResponsePart::Body {
+                chunk: half,
+                length: half.len(),
+                end_of_stream: false,
+            }),
         );
         if ending == Ending::DiesInTheMiddle {
             self.streams[stream].answered = true;
@@ -971,7 +1017,11 @@ impl World {
         let (_, rest) = body.as_bytes().split_at(8);
         self.called(
             stream,
-            Input::ResponseBody { chunk: rest, length: rest.len(), end_of_stream: true },
+            Input::Response(ResponsePart::Body {
+                chunk: rest,
+                length: rest.len(),
+                end_of_stream: true,
+            }),
         );
     }
 

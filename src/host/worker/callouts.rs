@@ -1,12 +1,13 @@
 //! A worker's callouts to its stores and origins: callbacks become facts, orders become host calls.
 
 use super::Worker;
-use crate::exchange::{Fetched, Headers, Input, Question};
+use crate::exchange::{Fetched, Headers, Input, StoreReply, WorkerFact};
 use crate::host::abi;
 use crate::host::calls::{self, Purpose, Wanted};
 use crate::host::connections::Did;
 use crate::host::logging;
 use crate::host::queues::Message;
+use crate::host::request::StreamRequest;
 use crate::host::store::now;
 use crate::store::front::{Fact, Order};
 use crate::store::redis::{Call, CommandId};
@@ -19,13 +20,6 @@ const NO_CONNECTION: u16 = 503;
 
 /// The status of a call without an answer.
 const NO_ANSWER: u16 = 0;
-
-/// A request of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::host) struct StreamRequest {
-    pub(in crate::host) stream: u32,
-    pub(in crate::host) question: Question,
-}
 
 /// The sources of facts for streams. A callback takes one of each in turn, so that no source waits until
 /// another is empty.
@@ -98,15 +92,18 @@ impl Worker {
                 else {
                     return false;
                 };
-                self.come_back(stream, Input::OriginReplied { question, fetched });
+                self.come_back(
+                    stream,
+                    Input::Worker(WorkerFact::OriginReplied { question, fetched }),
+                );
             }
             Source::Waiters => {
                 let Some(id) = self.waiters.take_woken() else { return false };
-                self.come_back(id, Input::Woken);
+                self.come_back(id, Input::Worker(WorkerFact::Woken));
             }
             Source::Timers => {
                 let Some(id) = self.timers.take_due(now) else { return false };
-                self.come_back(id, Input::Tick);
+                self.come_back(id, Input::Worker(WorkerFact::Tick));
             }
         }
         true
@@ -118,7 +115,7 @@ impl Worker {
         while let Some(order) = self.stores.next_order() {
             match order {
                 Order::Reply(StreamRequest { stream, question }, reply) => {
-                    self.come_back(stream, Input::StoreReplied { question, reply });
+                    self.come_back(stream, Input::Store(StoreReply { question, reply }));
                 }
                 Order::Open(connection) => {
                     self.connections.want(connection);

@@ -636,3 +636,26 @@ fn a_claim_that_comes_when_this_envoy_has_decided_goes_back() {
     assert_eq!(record.token, token(2));
     assert!(is_ongoing(known(&tiers, &claim(3), 3).as_ref()));
 }
+
+#[test]
+fn a_heartbeat_that_comes_behind_the_end_of_its_claim_costs_nothing_that_is_known() {
+    // Redis had forgotten the script of the heartbeat: sent again as text, it comes last.
+    for end in [complete(1, answer(10)), mark_unknown(1)] {
+        let map = Map::default();
+        let tiers = running(&map);
+        tiers.conclude(&end, Ok(Reply::Done), at(100));
+        tiers.conclude(&extend(1), Ok(Reply::NotOwner), at(101));
+        assert!(matches!(local_only_says(&tiers, 102), Reply::Exists(_)), "{end:?}");
+    }
+}
+
+#[test]
+fn an_attempt_that_the_shared_store_knows_nothing_of_counts_all_the_same() {
+    let map = Map::default();
+    let tiers = tiers(&map);
+    assert_eq!(tiers.local_only(&claim(1), at(0)).unwrap().reply, Reply::Claimed { attempt: 1 });
+    assert_eq!(tiers.local_only(&mark_unknown(1), at(1)).unwrap().reply, Reply::Done);
+    let concluded = asks(&tiers, &claim(2), Ok(Reply::Claimed { attempt: 1 }), 60_001);
+    assert_eq!(concluded.reply, Ok(Reply::Claimed { attempt: 2 }));
+    assert_eq!(known(&tiers, &claim(3), 60_002).unwrap().attempt, 2);
+}

@@ -1,5 +1,7 @@
 //! `-- crowd`: the latency of a worker's other requests while it answers a crowd.
 //!
+//! With `DELIBERATE_BATCH=N`, the module of `make trap` deals with N streams a callback instead of `BATCH`.
+//!
 //! The control is Envoy without the filter, whose origin holds such a crowd and then answers all of it. The
 //! clients and the origin share this machine's cores, so only the ratios are meaningful.
 
@@ -196,8 +198,13 @@ pub(super) async fn run() {
         "name": "pay", "match": { "path": "/pay" },
         "key": [ { "key_header": "idempotency-key" } ], "caller": { "header": "authorization" },
         "ongoing": { "wait": { "max": "2m" } } }] });
-    let memory = Deployment::start(Store::Memory, &rules, roomy).await;
-    let redis = Deployment::start(Store::Redis, &rules, roomy).await;
+    let batch = std::env::var("DELIBERATE_BATCH").ok().map(|text| text.parse().unwrap());
+    let change = |bootstrap: Bootstrap| match batch {
+        Some(streams) => roomy(bootstrap).batch(streams),
+        None => roomy(bootstrap),
+    };
+    let memory = Deployment::start(Store::Memory, &rules, change).await;
+    let redis = Deployment::start(Store::Redis, &rules, change).await;
     let origin = Origin::start().await;
     let port = origin.address.port();
     let plain = Envoy::start(roomy(Bootstrap::demo()).without_filter().origin(port)).await;

@@ -85,10 +85,28 @@ impl Account {
         if now + SLEW < doubted + UNKNOWN_TTL {
             return Some("began before the end of unknown_ttl");
         }
-        (attempt <= last.attempt)
-            .then_some("began after an unknown outcome as if it were the first")
+        let as_if_first = self.miscounts(attempt);
+        as_if_first.then_some("began after an unknown outcome as if it were the first")
+    }
+
+    /// The previous execution has an unknown outcome, and this attempt has no higher number.
+    fn miscounts(&self, attempt: u32) -> bool {
+        let last = self.last.as_ref().filter(|last| last.fate != Fate::Refuse);
+        last.is_some_and(|last| attempt <= last.attempt)
     }
 }
+
+/// Which executions of a key are checked against each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// Those of all Envoys: none runs a key that it cannot claim in Redis.
+    Together,
+    /// Those of one Envoy: without Redis, its memory decides alone.
+    EachEnvoy,
+}
+
+/// The Envoy, if each is checked by itself, and the key.
+type Place = (Option<usize>, u64);
 
 /// Figures of the whole run.
 #[derive(Clone, Debug, Default)]
@@ -97,13 +115,19 @@ pub(super) struct Totals {
     pub(super) after_release: u64,
     pub(super) after_doubt: u64,
     pub(super) after_loss: u64,
+    /// Of a key that the other Envoy had run, if each is checked by itself.
+    pub(super) at_both: u64,
+    /// After an unknown outcome, with a number that is not higher.
+    pub(super) miscounted: u64,
     pub(super) most_at_once: u32,
     pub(super) violations: Vec<String>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    accounts: HashMap<u64, Account>,
+    accounts: HashMap<Place, Account>,
+    /// Where each execution ran.
+    places: HashMap<u64, Place>,
     totals: Totals,
     /// Redis last forgot everything.
     forgotten: Option<Instant>,
@@ -121,17 +145,40 @@ impl Inner {
 }
 
 /// The executions under each key: one ledger, because there is one origin.
-#[derive(Debug, Default)]
-pub(super) struct Ledger(Mutex<Inner>);
+#[derive(Debug)]
+pub(super) struct Ledger {
+    judged: Judged,
+    inner: Mutex<Inner>,
+}
 
 impl Ledger {
-    /// An execution begins; returns its number. An attempt of 0 does not come from the filter.
-    pub(super) fn begins(&self, key: u64, fate: Fate, attempt: u32, now: Instant) -> u64 {
-        let mut inner = self.0.lock().unwrap();
+    pub(super) fn new(judged: Judged) -> Self {
+        Self { judged, inner: Mutex::default() }
+    }
+
+    /// An execution begins that this Envoy has sent; returns its number. An attempt of 0 does not come from
+    /// the filter.
+    pub(super) fn begins(
+        &self,
+        key: u64,
+        envoy: usize,
+        fate: Fate,
+        attempt: u32,
+        now: Instant,
+    ) -> u64 {
+        let place = match self.judged {
+            Judged::Together => (None, key),
+            Judged::EachEnvoy => (Some(envoy), key),
+        };
+        let mut inner = self.inner.lock().unwrap();
         inner.totals.executions += 1;
         let number = inner.totals.executions;
-        let mut account = inner.accounts.remove(&key).unwrap_or_default();
+        inner.places.insert(number, place);
+        let elsewhere = (Some(1 - envoy.min(1)), key);
+        inner.totals.at_both += u64::from(inner.accounts.contains_key(&elsewhere));
+        let mut account = inner.accounts.remove(&place).unwrap_or_default();
         let forbidden = account.forbids(attempt, now);
+        inner.totals.miscounted += u64::from(account.miscounts(attempt));
         let last = account.last.as_ref();
         let forgotten = last.is_some_and(|last| inner.is_forgotten(last.began));
         match (forbidden, last) {
@@ -153,15 +200,16 @@ impl Ledger {
         account.running += 1;
         inner.totals.most_at_once = inner.totals.most_at_once.max(account.running);
         account.last = Some(Execution { number, fate, attempt, began: now, ended: None });
-        inner.accounts.insert(key, account);
+        inner.accounts.insert(place, account);
         number
     }
 
     /// An execution has ended.
     pub(super) fn ends(&self, key: u64, number: u64, fate: Fate, now: Instant) {
         {
-            let mut inner = self.0.lock().unwrap();
-            let Some(account) = inner.accounts.get_mut(&key) else { return };
+            let mut inner = self.inner.lock().unwrap();
+            let Some(&place) = inner.places.get(&number) else { return };
+            let Some(account) = inner.accounts.get_mut(&place) else { return };
             account.running -= 1;
             if let Some(last) = account.last.as_mut().filter(|last| last.number == number) {
                 last.ended = Some(now);
@@ -172,10 +220,15 @@ impl Ledger {
         }
     }
 
-    /// A client has this execution's answer, or is sure to get it.
+    /// A client of any Envoy has this execution's answer, or is sure to get it.
     pub(super) fn answered(&self, key: u64, number: u64, now: Instant) {
-        let mut inner = self.0.lock().unwrap();
-        let account = inner.accounts.entry(key).or_default();
+        let mut inner = self.inner.lock().unwrap();
+        // The origin never had this execution: the key's own executions contradict the answer.
+        let place = inner.places.get(&number).copied().unwrap_or((None, key));
+        if place.1 != key {
+            return inner.violation(key, number, "answered, but it ran under another key");
+        }
+        let account = inner.accounts.entry(place).or_default();
         match account.answer {
             None => account.answer = Some((number, now)),
             Some((answer, _)) if answer == number => {}
@@ -190,14 +243,14 @@ impl Ledger {
 
     /// Redis is about to forget everything.
     pub(super) fn forgotten(&self, now: Instant) {
-        self.0.lock().unwrap().forgotten = Some(now);
+        self.inner.lock().unwrap().forgotten = Some(now);
     }
 
     pub(super) fn executions(&self) -> u64 {
-        self.0.lock().unwrap().totals.executions
+        self.inner.lock().unwrap().totals.executions
     }
 
     pub(super) fn totals(&self) -> Totals {
-        self.0.lock().unwrap().totals.clone()
+        self.inner.lock().unwrap().totals.clone()
     }
 }

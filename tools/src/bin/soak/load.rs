@@ -89,9 +89,12 @@ pub(super) struct Load {
     pub(super) ledger: Arc<Ledger>,
     ended: AtomicBool,
     next_key: AtomicU64,
-    requests: AtomicU64,
+    pub(super) requests: AtomicU64,
     retries: AtomicU64,
     seen: Mutex<BTreeMap<Seen, u64>>,
+    pub(super) crowds: AtomicU64,
+    /// Of those of crowds, the answer that took longest, in milliseconds.
+    pub(super) longest_in_a_crowd: AtomicU64,
 }
 
 impl Load {
@@ -104,6 +107,8 @@ impl Load {
             requests: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             seen: Mutex::default(),
+            crowds: AtomicU64::new(0),
+            longest_in_a_crowd: AtomicU64::new(0),
         }
     }
 
@@ -128,11 +133,17 @@ impl Load {
         self.retries.load(Ordering::SeqCst)
     }
 
+    /// How many crowds came, and how long the slowest answer in any of them took.
+    pub(super) fn crowds(&self) -> (u64, Duration) {
+        let longest = self.longest_in_a_crowd.load(Ordering::SeqCst);
+        (self.crowds.load(Ordering::SeqCst), Duration::from_millis(longest))
+    }
+
     pub(super) fn seen(&self) -> BTreeMap<Seen, u64> {
         self.seen.lock().unwrap().clone()
     }
 
-    fn new_key(&self) -> u64 {
+    pub(super) fn new_key(&self) -> u64 {
         self.next_key.fetch_add(1, Ordering::SeqCst)
     }
 
@@ -146,7 +157,7 @@ impl Load {
         }
     }
 
-    fn request(&self, envoy: usize, key: u64, fate: Fate, delay: Duration) -> Request {
+    pub(super) fn request(&self, envoy: usize, key: u64, fate: Fate, delay: Duration) -> Request {
         let path = format!("/{}", PATHS[(key % 2) as usize]);
         Request::new(self.envoys[envoy], "POST", &path)
             .key(&key.to_string())
@@ -157,14 +168,18 @@ impl Load {
     }
 
     /// Records the result of a request.
-    fn got(&self, key: u64, answer: &io::Result<Answer>) -> Seen {
+    pub(super) fn got(&self, key: u64, answer: &io::Result<Answer>) -> Seen {
         let seen = Seen::of(answer);
         if let (Seen::First | Seen::Replay, Ok(answer)) = (&seen, answer) {
             let number = answer.json()["execution"].as_u64().unwrap();
             self.ledger.answered(key, number, Instant::now());
         }
-        *self.seen.lock().unwrap().entry(seen.clone()).or_default() += 1;
+        self.count(seen.clone());
         seen
+    }
+
+    pub(super) fn count(&self, seen: Seen) {
+        *self.seen.lock().unwrap().entry(seen).or_default() += 1;
     }
 
     /// Whether an Envoy runs a new key, on its own connection.
@@ -231,7 +246,7 @@ async fn send(
         match timeout(leaves_after, client.send(request)).await {
             Ok(answer) => answer,
             Err(_) => {
-                *load.seen.lock().unwrap().entry(Seen::Left).or_default() += 1;
+                load.count(Seen::Left);
                 return Seen::Left;
             }
         }
@@ -245,15 +260,15 @@ async fn send(
 }
 
 /// Random numbers, the same for a client with the same number.
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
     /// Any number below this one.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         // Xorshift (Marsaglia 2003); its upper bits are the better ones.
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -24,6 +24,14 @@
 //! away for longer, the end of a claim could not be recorded and its outcome would become unknown: the run
 //! counts these, and its result is void if there is one.
 //!
+//! Every few seconds, 500 to 2,000 duplicates of one new key come to one Envoy at the same time, over HTTP/2.
+//! Each of them must be answered in time.
+//!
+//! With `SOAK_STORE_ERROR=local` each Envoy decides alone while Redis is away (`on_store_error: local`). Then
+//! the guarantee is that duplicates at one Envoy run once, whatever Redis does: the origin checks each
+//! execution against those that *the same Envoy* sent under that key. The ledger reports executions with a
+//! wrong `Idempotency-Attempt`, but they do not fail the run: while Redis was away, it counted no attempts.
+//!
 //! With `SOAK_FORGET=1` Redis comes back empty. Then there is no guarantee: if it loses a claim, the other
 //! Envoy runs the key while the first still runs; if it loses a record, an Envoy with a copy replays it, and
 //! the other runs the key again. The ledger reports these executions, but they do not fail the run.
@@ -35,16 +43,20 @@
     clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "it takes the time that clients take, and a soak that cannot run ends there"
 )]
 
+mod crowds;
 mod ledger;
 mod load;
 mod origin;
+mod report;
 
-use ledger::Ledger;
-use load::{Load, Seen};
+use ledger::{Judged, Ledger};
+use load::Load;
+use report::Report;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -77,10 +89,25 @@ const UNKNOWN_TTL: Duration = Duration::from_secs(5);
 /// Far below the time between two kills: most replays of old keys come from a restarted Redis.
 const LOCAL_TTL: &str = "2s";
 
+/// Room for more records than there are keys: an evicted record may be run again.
+const LOCAL_ENTRIES: u32 = 262_144;
+const LOCAL_BUDGET: &str = "256MiB";
+
 /// Connections that probe whether Redis is back: every worker has some of them.
 const PROBES: usize = 8;
 
-fn config() -> Value {
+/// The slowest answer in a crowd: the longest wait of the rules, 2 s, and far more than what it takes to let
+/// a crowd go on a busy machine.
+const CROWD_IN_TIME: Duration = Duration::from_secs(10);
+
+/// Says which Envoy has sent a request to the origin.
+const ENVOY_HEADER: &str = "x-soak-envoy";
+
+fn config(judged: Judged) -> Value {
+    let on_store_error = match judged {
+        Judged::Together => "refuse",
+        Judged::EachEnvoy => "local",
+    };
     let rule = |name: &str, ongoing: Value| {
         json!({
             "name": name,
@@ -88,12 +115,14 @@ fn config() -> Value {
             "key": [ { "key_header": "idempotency-key" } ],
             "caller": { "header": "authorization" },
             "ongoing": ongoing,
+            "on_store_error": on_store_error,
             "lease": format!("{}s", LEASE.as_secs()),
             "unknown_ttl": format!("{}s", UNKNOWN_TTL.as_secs()),
         })
     };
     json!({
-        "store": { "redis": { "cluster": "redis", "local": { "ttl": LOCAL_TTL } } },
+        "store": { "redis": {
+            "cluster": "redis", "local": { "ttl": LOCAL_TTL, "entries": LOCAL_ENTRIES, "budget": LOCAL_BUDGET } } },
         "rules": [
             rule(load::PATHS[0], json!("reject")),
             rule(load::PATHS[1], json!({ "wait": { "max": "2s" } })),
@@ -108,27 +137,35 @@ async fn main() -> ExitCode {
     let forgets = std::env::var("SOAK_FORGET").is_ok_and(|text| text == "1");
     let kept = ["--appendonly", "yes", "--appendfsync", "always"];
     let mut redis = Redis::with(if forgets { &[] } else { &kept }).await;
-    let ledger = Arc::new(Ledger::default());
+    let judged = match std::env::var("SOAK_STORE_ERROR").as_deref() {
+        Ok("local") => Judged::EachEnvoy,
+        Ok("refuse") | Err(_) => Judged::Together,
+        Ok(other) => panic!("SOAK_STORE_ERROR: {other:?}, wanted \"refuse\" or \"local\""),
+    };
+    let ledger = Arc::new(Ledger::new(judged));
     let origin = origin::start(ledger.clone()).await;
-    let bootstrap = Bootstrap::redis(redis.port())
-        .config(&config())
-        .origin(origin.port())
-        .with(|bootstrap| bootstrap.manager()["access_log"] = json!([]));
+    let bootstrap = Bootstrap::redis(redis.port()).config(&config(judged)).origin(origin.port());
     let mut envoys = Vec::new();
-    for _ in 0..2 {
-        envoys.push(Envoy::start(bootstrap.clone()).await);
+    for number in 0..2 {
+        envoys
+            .push(Envoy::start(bootstrap.clone().with(|bootstrap| names(bootstrap, number))).await);
     }
     println!(
-        "{CLIENTS} clients for {seconds} s over two Envoys with two workers each; their Redis is killed every \
-         {} s, and comes back {}\n",
+        "{CLIENTS} clients and a crowd every few seconds, for {seconds} s over two Envoys with two workers each; \
+         their Redis is killed every {} s, and comes back {}; each Envoy is judged {}\n",
         KILLED_EVERY.as_secs(),
-        if forgets { "empty" } else { "with all that it held" }
+        if forgets { "empty" } else { "with all that it held" },
+        match judged {
+            Judged::Together => "together with the other",
+            Judged::EachEnvoy => "by itself",
+        }
     );
     let vms_before = vms(&envoys).await;
     let load =
         Arc::new(Load::new(envoys.iter().map(|envoy| envoy.front).collect(), ledger.clone()));
-    let clients: Vec<_> =
+    let mut clients: Vec<_> =
         (0..CLIENTS).map(|number| tokio::spawn(load::client(number, load.clone()))).collect();
+    clients.push(tokio::spawn(crowds::send(load.clone())));
     let mut restarts = Restarts::default();
     let interrupted = tokio::select! {
         () = sleep(Duration::from_secs(seconds)) => false,
@@ -140,18 +177,41 @@ async fn main() -> ExitCode {
     for client in clients {
         client.await.unwrap();
     }
-    let mut given_up = 0;
+    let (mut given_up, mut fallbacks, mut evictions) = (0, 0, 0);
     for envoy in &envoys {
+        let stat = async |name| envoy.stat(&format!("wasmcustom.{name}")).await.unwrap_or(0);
+        fallbacks += stat("idempotency_local_fallbacks_total").await;
+        evictions += stat("idempotency_evictions_total").await;
         given_up += envoy.log().matches("gave up recording the end of a claim").count();
     }
     let vms = (vms_before, vms(&envoys).await);
-    let report = Report { load: &load, ledger: &ledger, restarts: &restarts, given_up, vms };
-    report.print(forgets);
-    let failures = report.failures(forgets, interrupted);
+    let report = Report {
+        judged,
+        forgets,
+        load: &load,
+        ledger: &ledger,
+        restarts: &restarts,
+        given_up,
+        fallbacks,
+        evictions,
+        vms,
+    };
+    report.print();
+    let failures = report.failures(interrupted);
     for failure in &failures {
         println!("FAILED: {failure}");
     }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Each request to the origin names the Envoy that sent it.
+fn names(bootstrap: &mut Bootstrap, envoy: usize) {
+    let manager = bootstrap.manager();
+    manager["access_log"] = json!([]);
+    manager["route_config"]["request_headers_to_add"] = json!([{
+        "header": { "key": ENVOY_HEADER, "value": envoy.to_string() },
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }]);
 }
 
 /// Without waiting for the signal, it would end this process before its Envoys.
@@ -225,88 +285,4 @@ async fn served_again(load: &Arc<Load>) -> Duration {
         longest = longest.max(probe.await.unwrap());
     }
     longest
-}
-
-struct Report<'a> {
-    load: &'a Load,
-    ledger: &'a Ledger,
-    restarts: &'a Restarts,
-    given_up: usize,
-    /// Before and after.
-    vms: (Option<u64>, Option<u64>),
-}
-
-impl Report<'_> {
-    fn print(&self, forgets: bool) {
-        let line = |what: &str, count: &dyn std::fmt::Display| println!("  {what:<54}{count:>12}");
-        let totals = self.ledger.totals();
-        println!("\nClients");
-        line("requests", &self.load.requests());
-        line("keys", &self.load.keys());
-        line("sent again without an answer", &self.load.retries());
-        for (seen, count) in self.load.seen() {
-            line(&seen.to_string(), &count);
-        }
-        println!("Origin");
-        line("executions", &totals.executions);
-        line("… of a key that was released before", &totals.after_release);
-        line("… of a key with unknown outcome, after unknown_ttl", &totals.after_doubt);
-        line("at once under one key, at the most", &totals.most_at_once);
-        if forgets {
-            line("… that a loss of Redis let run again", &totals.after_loss);
-        }
-        println!("Redis and Envoy");
-        line("Redis restarts", &self.restarts.count);
-        let longest = format!("{} ms", self.restarts.longest_without_service.as_millis());
-        line("longest time without service after one", &longest);
-        line("ends of claims that could not be recorded in time", &self.given_up);
-        let made = |vms: Option<u64>| vms.map_or("unknown".to_owned(), |vms| vms.to_string());
-        line(
-            "VMs created before, and after",
-            &format!("{}, {}", made(self.vms.0), made(self.vms.1)),
-        );
-        line(
-            if forgets { "violations, not judged" } else { "violations" },
-            &totals.violations.len(),
-        );
-        for violation in totals.violations.iter().take(10) {
-            println!("    {violation}");
-        }
-    }
-
-    fn failures(&self, forgets: bool, interrupted: bool) -> Vec<String> {
-        let totals = self.ledger.totals();
-        let mut failures = Vec::new();
-        let mut fails = |if_so: bool, why: &str| {
-            if if_so {
-                failures.push(why.to_owned());
-            }
-        };
-        fails(!forgets && !totals.violations.is_empty(), "a key ran that must not have run");
-        fails(self.given_up > 0, "Redis was away for longer than this run can judge");
-        if interrupted {
-            // Envoy and Redis may have got the signal too; and there may be few results yet.
-            return failures;
-        }
-        fails(self.vms.0 != self.vms.1, "a worker stopped");
-        let seen = self.load.seen();
-        let unexplained = |seen: &Seen| matches!(seen, Seen::Unexplained(_));
-        fails(seen.keys().any(unexplained), "an unexpected answer");
-        let conflict = |code: &str| seen.contains_key(&Seen::Conflict(code.to_owned()));
-        for (happened, what) in [
-            (seen.contains_key(&Seen::First), "first answer"),
-            (seen.contains_key(&Seen::Replay), "replay"),
-            (conflict("in-progress"), "duplicate that was refused"),
-            (conflict("outcome-unknown"), "unknown outcome"),
-            (seen.contains_key(&Seen::Left), "client that left"),
-            (totals.after_release > 0, "execution after a release"),
-            (totals.after_doubt > 0, "execution after an unknown outcome"),
-            (self.restarts.count > 0, "restart of Redis"),
-            (seen.contains_key(&Seen::StoreAway), "request refused while Redis was away"),
-            (!forgets || totals.after_loss > 0, "execution after a loss"),
-        ] {
-            fails(!happened, &format!("there was no {what}"));
-        }
-        failures
-    }
 }

@@ -45,11 +45,12 @@ async fn answer(
     body.collect().await.map_err(io::Error::other)?;
     let text = |name| text(&head.headers, name);
     let key = text("idempotency-key").trim_matches('"').parse().map_err(io::Error::other)?;
+    let envoy = text(super::ENVOY_HEADER).parse().map_err(io::Error::other)?;
     let attempt = text("idempotency-attempt").parse().unwrap_or(0);
     let delay = text("x-soak-delay-ms").parse().map_err(io::Error::other)?;
     let fate = Fate::ALL.into_iter().find(|fate| fate.word() == text("x-soak-fate"));
     let fate = fate.ok_or_else(|| io::Error::other("no fate"))?;
-    let number = ledger.begins(key, fate, attempt, Instant::now());
+    let number = ledger.begins(key, envoy, fate, attempt, Instant::now());
     // In a task of its own: the execution goes on when its connection breaks.
     let running = tokio::spawn(async move {
         sleep(Duration::from_millis(delay)).await;

@@ -1,9 +1,10 @@
-//! The end of a claim on its way into the store, and what follows when it does not arrive.
+//! The command that ends a claim: sent, retried, and given up.
 
 use super::claim::Claim;
+use super::tail::Tail;
 use super::{
-    Context, Flow, Headers, Input, Order, Passing, Question, State, Then, Whom, has_type, number,
-    value,
+    Context, Flow, Input, Order, Passing, Question, ResponsePart, State, StoreReply, Transition,
+    Whom, WorkerFact, has_type,
 };
 use crate::config::Rule;
 use crate::key::Key;
@@ -14,28 +15,36 @@ use crate::time::Timestamp;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Pause between two tries to write what ends a claim. A quarter of a second finds a store that was
-/// restarted soon after it is back, and costs one that is down four commands a second and claim.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// Pause before the second try to write what ends a claim: a store that was restarted is back soon. Each pause is
+/// twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause between two tries. A store that was away for long gets its record so much later at most; while
+/// it is away, each claim costs it one command in this time.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The command that ends the claim is with the store.
 ///
 /// The client's last byte waits for the first reply, so that a client that has its answer finds the
 /// record. It does not wait for a second try: its answer is worth more than our record.
 #[derive(Debug)]
-pub(super) struct Settling {
+pub(super) struct Finishing {
     rule: Rc<Rule>,
     whom: Whom,
     command: Command,
     /// The try in flight, or the time of the next.
     attempt: Attempt,
-    /// Past this point the claim may be somebody else's.
+    /// The pause after the try in flight, if it fails.
+    pause: Duration,
+    /// Until then no other request can have claimed the key, and the store accepts the command.
     give_up_at: Timestamp,
+    /// The store has given the claim, as far as is known; else it may have.
+    given: bool,
     failed: bool,
     /// The client has got an answer of the filter's: its request is held for good.
     answered: bool,
     tail: Tail,
-    /// Given to the client at the store's first word.
+    /// Given to the client at the store's first reply.
     answer: Option<Box<LocalReply>>,
     /// The answer was given, and the origin's had no content type.
     untyped: bool,
@@ -68,53 +77,12 @@ impl Rest {
     }
 }
 
-/// What a response has announced and not sent yet.
-///
-/// A client that counts bytes has its answer once all have come, and does not wait for the end of the
-/// stream, which HTTP/1 upstreams tell by an empty piece of its own: whoever holds the end must hold the
-/// last byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tail {
-    left: Option<u64>,
-}
-
-impl Tail {
-    /// Nothing is announced: the end of the stream is the end.
-    pub(super) const UNKNOWN: Self = Self { left: None };
-
-    /// As `content-length` says (RFC 9110 section 8.6).
-    pub(super) fn announced(headers: &Headers) -> Self {
-        Self { left: value(headers, "content-length").and_then(number::<u64>) }
-    }
-
-    /// A piece of so many bytes has come; whether the last byte is in it.
-    pub(super) fn take(&mut self, length: usize, end_of_stream: bool) -> bool {
-        self.left = self.left.map(|left| left.saturating_sub(length as u64));
-        end_of_stream || self.left == Some(0)
-    }
-}
-
-/// The longest piece that is held whole: a frame of HTTP/2 (RFC 9113 section 4.2), and half of the least
-/// that Envoy is known to be set up to buffer, 32 KiB. Past its limit Envoy would cut the answer off.
-const LONGEST_HELD: usize = 16 * 1024;
-
-/// How to keep a client from having all of an answer whose last byte is in this piece.
-pub(super) fn hold(length: usize, end_of_stream: bool) -> Flow {
-    match (length <= LONGEST_HELD, end_of_stream) {
-        (true, _) => Flow::Hold,
-        (false, false) => Flow::KeepLastByte,
-        // Nothing comes after it, so its last byte could not go later. Its client may be faster than the
-        // record by as long as that takes, and would be told that the first still runs.
-        (false, true) => Flow::Continue,
-    }
-}
-
 /// The client gets this answer, and there is nothing to settle.
-pub(super) fn answer(rule: &Rc<Rule>, reply: LocalReply) -> Then {
+pub(super) fn answer(rule: &Rc<Rule>, reply: LocalReply) -> Transition {
     let untyped = is_untyped(&reply);
     let rule = Some(rule.clone());
     let state = State::Passing(Passing { rule, outcome: None, untyped, answered: true });
-    Then::new(state, Flow::Hold).order(Order::Answer(reply))
+    Transition::new(state, Flow::Hold).order(Order::Answer(reply))
 }
 
 /// An answer of ours whose body Envoy would give a content type that the origin's had not.
@@ -123,15 +91,20 @@ fn is_untyped(reply: &LocalReply) -> bool {
 }
 
 /// Ends `claim` by the command that `end` makes of it.
-pub(super) fn settle(
+pub(super) fn finish(
     context: &mut Context,
     rule: Rc<Rule>,
     claim: Claim,
     end: impl FnOnce(Claim) -> Command,
     rest: Rest,
-) -> Then {
-    let (whom, give_up_at) = (claim.whom(), claim.lease_until());
-    settle_command(context, rule, whom, end(claim), give_up_at, rest)
+) -> Transition {
+    let (whom, until) = (claim.whom(), claim.lease_until());
+    finish_command(context, rule, whom, end(claim), until, true, rest)
+}
+
+/// Past its lease a claim's outcome is unknown, and another request may claim the key only after that.
+fn taken_until(rule: &Rule, lease_until: Timestamp) -> Timestamp {
+    lease_until.after(rule.unknown_ttl)
 }
 
 /// Gives back what the store may have given although it failed: nothing has run. The client has its
@@ -140,16 +113,19 @@ pub(super) fn take_back(
     context: &mut Context,
     rule: Rc<Rule>,
     key: Key,
-    give_up_at: Timestamp,
-) -> Then {
+    lease_until: Timestamp,
+) -> Transition {
     let command = Command::Release { key, token: context.token };
     let (question, order) = context.ask(Whom::Store, command.clone());
-    let settling = Settling {
+    let give_up_at = taken_until(&rule, lease_until);
+    let finishing = Finishing {
         rule,
         whom: Whom::Store,
         command,
         attempt: Attempt::InFlight(question),
+        pause: first_pause(context),
         give_up_at,
+        given: false,
         failed: true,
         answered: true,
         tail: Tail::UNKNOWN,
@@ -157,19 +133,27 @@ pub(super) fn take_back(
         untyped: false,
         stream_over: false,
     };
-    Then::new(State::Settling(settling), Flow::Hold).order(order)
+    Transition::new(State::Finishing(finishing), Flow::Hold).order(order)
 }
 
-/// Sends `command`, which ends a claim that lives until `give_up_at` for sure.
-pub(super) fn settle_command(
+/// The pauses of two exchanges differ by up to a quarter, so that those that an outage has left do not ask in step.
+fn first_pause(context: &Context) -> Duration {
+    let [byte, ..] = context.token.0;
+    FIRST_PAUSE - FIRST_PAUSE * u32::from(byte) / 1024
+}
+
+/// Sends `command`, which ends a claim that was given, or may have been, and whose lease lasts so long.
+pub(super) fn finish_command(
     context: &mut Context,
     rule: Rc<Rule>,
     whom: Whom,
     command: Command,
-    give_up_at: Timestamp,
+    lease_until: Timestamp,
+    given: bool,
     rest: Rest,
-) -> Then {
+) -> Transition {
     let (question, order) = context.ask(whom, command.clone());
+    let give_up_at = taken_until(&rule, lease_until);
     let stream_over = rest == Rest::Gone;
     let answered = matches!(rest, Rest::Answered(_));
     let (flow, tail, answer) = match rest {
@@ -178,12 +162,14 @@ pub(super) fn settle_command(
         Rest::Answered(answer) => (Flow::Hold, Tail::UNKNOWN, answer),
         Rest::Gone => (Flow::Continue, Tail::UNKNOWN, None),
     };
-    let settling = Settling {
+    let finishing = Finishing {
         rule,
         whom,
         command,
         attempt: Attempt::InFlight(question),
+        pause: first_pause(context),
         give_up_at,
+        given,
         failed: false,
         answered,
         tail,
@@ -191,10 +177,10 @@ pub(super) fn settle_command(
         untyped: false,
         stream_over,
     };
-    Then::new(State::Settling(settling), flow).order(order)
+    Transition::new(State::Finishing(finishing), flow).order(order)
 }
 
-impl Settling {
+impl Finishing {
     pub(super) fn rule(&self) -> &Rule {
         &self.rule
     }
@@ -211,49 +197,42 @@ impl Settling {
         context: &mut Context,
         input: Input<'_>,
         now: Timestamp,
-    ) -> Then {
+    ) -> Transition {
         match input {
-            Input::StoreReplied { question, reply } => match self.attempt {
+            Input::Store(StoreReply { question, reply }) => match self.attempt {
                 Attempt::InFlight(asked) if asked == question => self.replied(reply, now),
                 // A heartbeat's reply that was overtaken by the end of the claim.
                 Attempt::InFlight(_) | Attempt::At(_) => {
                     let flow = if self.answered { Flow::Hold } else { self.flow() };
-                    Then::new(State::Settling(self), flow)
+                    Transition::new(State::Finishing(self), flow)
                 }
             },
-            Input::Tick => self.retry(context, now),
-            Input::ResponseBody { length, end_of_stream, .. } => {
+            Input::Worker(WorkerFact::Tick) => self.retry(context, now),
+            Input::Response(ResponsePart::Body { length, end_of_stream, .. }) => {
                 let is_last = self.tail.take(length, end_of_stream);
-                let flow = match self.flow() {
-                    Flow::Hold if is_last => hold(length, end_of_stream),
-                    Flow::Hold | Flow::Continue | Flow::KeepLastByte => Flow::Continue,
-                };
-                Then::new(State::Settling(self), flow)
+                let flow = if is_last { self.flow() } else { Flow::Continue };
+                Transition::new(State::Finishing(self), flow)
             }
-            Input::ResponseTrailers => {
+            Input::Response(ResponsePart::Trailers) => {
                 let flow = self.flow();
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
             Input::StreamEnded => {
                 self.stream_over = true;
                 self.answer = None;
-                Then::new(State::Settling(self), Flow::Continue)
+                Transition::new(State::Finishing(self), Flow::Continue)
             }
-            Input::ResponseHeaders { .. } => {
-                // Ours; or another's, which was faster.
+            Input::Response(ResponsePart::Headers { .. }) => {
+                // The filter's own answer, or another's that was faster.
                 self.answer = None;
                 let taken_off = std::mem::take(&mut self.untyped)
                     .then_some(Order::RemoveResponseHeader("content-type"));
-                Then::new(State::Settling(self), Flow::Continue).orders(taken_off)
+                Transition::new(State::Finishing(self), Flow::Continue).orders(taken_off)
             }
-            Input::RequestHeaders { .. }
-            | Input::RequestBody { .. }
-            | Input::RequestTrailers
-            | Input::BodyBlocked
-            | Input::OriginReplied { .. }
-            | Input::Woken => {
+            Input::Request(_)
+            | Input::Worker(WorkerFact::OriginReplied { .. } | WorkerFact::Woken) => {
                 let flow = self.let_go();
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
         }
     }
@@ -268,8 +247,8 @@ impl Settling {
         if self.failed || self.stream_over { Flow::Continue } else { Flow::Hold }
     }
 
-    /// The store's first word, or a later one: the client gets its answer, if it still wants one.
-    fn replied(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Then {
+    /// A reply of the store: at the first, the client gets the answer that waits for it.
+    fn replied(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Transition {
         let answer = self.answer.take();
         if let Some(answer) = &answer {
             self.untyped = is_untyped(answer);
@@ -277,13 +256,15 @@ impl Settling {
         self.ended(reply, now).orders(answer.map(|answer| Order::Answer(*answer)))
     }
 
-    fn ended(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Then {
+    fn ended(mut self, reply: Result<Reply, StoreError>, now: Timestamp) -> Transition {
         let key = self.command.key();
         let rule = &self.rule.name;
         match reply {
             Ok(Reply::Done) => self.done(),
+            // It never was a claim, or has ended long ago.
+            Ok(Reply::NotOwner) if !self.given => self.done(),
             Ok(Reply::NotOwner) => {
-                let said = format!("{rule} {key}: the claim was lost; its end was not recorded");
+                let said = format!("{rule} {key}: the claim was lost before its end was recorded");
                 self.done().order(Order::Log(Incident::ClaimLost, said))
             }
             Ok(reply @ (Reply::Claimed { .. } | Reply::Exists(_))) => {
@@ -293,34 +274,35 @@ impl Settling {
             Err(error) => {
                 let first = !self.failed;
                 self.failed = true;
-                self.attempt = Attempt::At(now.after(RETRY_PAUSE));
+                self.attempt = Attempt::At(now.after(self.pause).min(self.give_up_at));
+                self.pause = LONGEST_PAUSE.min(2 * self.pause);
                 let said = format!("{rule} {key}: the end of a claim was not recorded: {error}");
                 let records = matches!(self.command, Command::Complete { .. });
                 let flow = self.let_go();
-                let then = Then::new(State::Settling(self), flow);
+                let transition = Transition::new(State::Finishing(self), flow);
                 match (first, records) {
-                    (true, true) => then
+                    (true, true) => transition
                         .order(Order::Count(Counter::RecordWriteFailures))
                         .order(Order::Log(Incident::RecordNotWritten, said)),
-                    (true, false) => then.order(Order::Log(Incident::RecordNotWritten, said)),
-                    // Once is enough: a store that is down is told of elsewhere.
-                    (false, _) => then,
+                    (true, false) => transition.order(Order::Log(Incident::RecordNotWritten, said)),
+                    // Logged once a claim: an outage of the store is logged elsewhere.
+                    (false, _) => transition,
                 }
             }
         }
     }
 
-    fn retry(mut self, context: &mut Context, now: Timestamp) -> Then {
+    fn retry(mut self, context: &mut Context, now: Timestamp) -> Transition {
         match self.attempt {
             Attempt::At(time) if time <= now && now < self.give_up_at => {
                 let (question, order) = context.ask(self.whom, self.command.clone());
                 self.attempt = Attempt::InFlight(question);
                 let flow = self.let_go();
-                Then::new(State::Settling(self), flow).order(order)
+                Transition::new(State::Finishing(self), flow).order(order)
             }
             Attempt::At(_) if now >= self.give_up_at => {
                 let said = format!(
-                    "{} {}: gave up recording the end of a claim; it lapses into unknown",
+                    "{} {}: gave up recording the end of a claim: another may run by now",
                     self.rule.name,
                     self.command.key()
                 );
@@ -328,16 +310,16 @@ impl Settling {
             }
             Attempt::At(_) => {
                 let flow = self.let_go();
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
             Attempt::InFlight(_) => {
                 let flow = if self.answered { Flow::Hold } else { self.flow() };
-                Then::new(State::Settling(self), flow)
+                Transition::new(State::Finishing(self), flow)
             }
         }
     }
 
-    fn done(self) -> Then {
+    fn done(self) -> Transition {
         let flow = self.let_go();
         let state = if self.stream_over {
             State::Over
@@ -345,6 +327,6 @@ impl Settling {
             let Self { rule, untyped, answered, .. } = self;
             State::Passing(Passing { rule: Some(rule), outcome: None, untyped, answered })
         };
-        Then::new(state, flow)
+        Transition::new(state, flow)
     }
 }

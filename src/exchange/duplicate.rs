@@ -1,4 +1,4 @@
-//! What a record means for a duplicate: rows 9 to 13 of the README's table, and the refusals.
+//! What a record means for a duplicate (rows 9 to 13 of the README's table), and the refusals.
 
 use crate::config::Rule;
 use crate::key::Fingerprint;
@@ -7,13 +7,13 @@ use crate::reply::{Code, LocalReply, Problem};
 use crate::telemetry::{Outcome, header};
 use crate::time::{Timestamp, WallTime};
 
-/// What a refused client is told to wait, in seconds: the shortest time `Retry-After` can say
+/// `Retry-After` of a refusal, in seconds: the shortest time `Retry-After` can say
 /// (RFC 9110 section 10.2.3), since most executions are over by then and the next refusal is cheap.
 pub(super) const RETRY_AFTER_SECONDS: u64 = 1;
 
-/// What a record means for a request that met it.
+/// What a record means for a duplicate.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meeting {
+pub(super) enum Resolution {
     /// It can be answered now.
     Answer(Outcome, LocalReply),
     /// The first is running, at least until its lease ends; the rule says what then.
@@ -22,35 +22,38 @@ pub(super) enum Meeting {
 
 /// Compares the fingerprint *before everything else*: a different request never learns what became
 /// of the first one.
-pub(super) fn meet(record: Record, fingerprint: Fingerprint, waited: bool) -> Meeting {
+pub(super) fn resolve(record: Record, fingerprint: Fingerprint, waited: bool) -> Resolution {
     let first_seen = record.first_seen;
     if record.fingerprint != fingerprint {
-        let problem =
-            problem(Code::KeyReused, "the key was used for a request that differs", first_seen);
-        return Meeting::Answer(Outcome::Mismatch, problem.into_reply());
+        let problem = problem(
+            Code::KeyReused,
+            "The key was used before, for a different request.",
+            first_seen,
+        );
+        return Resolution::Answer(Outcome::Mismatch, problem.into_reply());
     }
     let replayed = if waited { Outcome::Waited } else { Outcome::Replayed };
     match record.state {
-        State::Ongoing { lease_until, .. } => Meeting::Ongoing { lease_until, first_seen },
+        State::Ongoing { lease_until, .. } => Resolution::Ongoing { lease_until, first_seen },
         State::Unknown { .. } => {
-            let detail = "the first request may have been executed and its outcome is not known; \
-                          find out before you send it under another key";
+            let detail = "The first request may have been executed, but its outcome is unknown. \
+                          Find out before you send it again under another key.";
             let reply = problem(Code::OutcomeUnknown, detail, first_seen).into_reply();
-            Meeting::Answer(Outcome::Unknown, reply)
+            Resolution::Answer(Outcome::Unknown, reply)
         }
         State::Finished { status, kept: Kept::Answer(answer), .. } => {
-            Meeting::Answer(replayed, replay(status, answer.headers, answer.body))
+            Resolution::Answer(replayed, replay(status, answer.headers, answer.body))
         }
         State::Finished { status, kept: Kept::StatusOnly, .. } => {
-            Meeting::Answer(replayed, replay(status, Vec::new(), Vec::new()))
+            Resolution::Answer(replayed, replay(status, Vec::new(), Vec::new()))
         }
         State::Finished { status, kept: Kept::Nothing, .. } => {
-            let detail = "the first request was executed; its answer was too large to keep";
+            let detail = "The first request was executed, but its answer was not kept.";
             let problem = Problem {
                 original_status: Some(status),
                 ..problem(Code::CompletedNotStored, detail, first_seen)
             };
-            Meeting::Answer(Outcome::Tombstone, problem.into_reply())
+            Resolution::Answer(Outcome::Tombstone, problem.into_reply())
         }
     }
 }
@@ -59,14 +62,18 @@ pub(super) fn meet(record: Record, fingerprint: Fingerprint, waited: bool) -> Me
 pub(super) fn in_progress(first_seen: WallTime, retry_after_seconds: u64) -> Problem {
     Problem {
         retry_after: Some(retry_after_seconds),
-        ..problem(Code::InProgress, "the first request under this key is running", first_seen)
+        ..problem(
+            Code::InProgress,
+            "The first request under this key is still running.",
+            first_seen,
+        )
     }
 }
 
 /// Row 15, `refuse`.
 pub(super) fn store_unavailable(rule: &Rule) -> Problem {
     let detail = format!(
-        "rule {} protects this request and its store cannot tell whether it is new",
+        "The rule {} protects this request, but its store cannot tell whether the request is new.",
         rule.name
     );
     Problem {
