@@ -290,8 +290,8 @@ fn a_new_answer_takes_the_bytes_of_old_ones_and_leaves_their_records() {
 fn a_key_with_unknown_outcome_survives_a_flood() {
     let store = MemoryStore::open(Map::default(), "test", CROWDED).unwrap();
     store.execute(&claim(1_000, 1, false), NOW).unwrap();
-    let doubt = Command::MarkUnknown { key: key(1_000), token: token(1), unknown_for: LEASE };
-    store.execute(&doubt, NOW).unwrap();
+    let unknown = Command::MarkUnknown { key: key(1_000), token: token(1), unknown_for: LEASE };
+    store.execute(&unknown, NOW).unwrap();
     for number in 0..500 {
         store.execute(&claim(number, number, false), NOW).unwrap();
         store.execute(&complete(number, number, vec![1; 100]), NOW).unwrap();

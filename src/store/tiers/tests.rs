@@ -338,9 +338,9 @@ fn a_message_about_an_end_removes_a_snapshot_of_another_envoys_claim() {
     mirror.ended(KEY, at(2));
     assert_eq!(known(&mirror, &watching(3), 2), None);
     let map = Map::default();
-    let doubt = told(&map, elsewhere(State::Unknown { until: at(30_000) }));
-    doubt.ended(KEY, at(1));
-    assert_eq!(known(&doubt, &claim(2), 1), None);
+    let unknown = told(&map, elsewhere(State::Unknown { until: at(30_000) }));
+    unknown.ended(KEY, at(1));
+    assert_eq!(known(&unknown, &claim(2), 1), None);
 }
 
 #[test]
