@@ -3,19 +3,19 @@
 //! A rule says which requests it protects and how to compute their key. Of all requests with the same key,
 //! one runs; Envoy answers the others with its stored answer.
 //!
-//! # The map
+//! # Rooms
 //!
-//! | room | what is in it | may import |
+//! | room | content | may import |
 //! |---|---|---|
 //! | [`time`] | points in time; no clock | – |
 //! | [`key`] | request → key, fingerprint, caller | `time` |
 //! | [`record`] | what a store keeps under a key; one codec; which answers may be kept | `time`, `key` |
 //! | [`store`] | commands, replies, errors; the table in Envoy's shared data; Redis; the two as tiers | `time`, `key`, `record` |
 //! | [`reply`] | local answers: one mapping to HTTP | – |
-//! | [`telemetry`] | every metric, header and log word, once; how many lines of the log | `time` |
-//! | [`schedule`] | who is dealt with next in a worker, and how many in one callback | `time`, `key` |
+//! | [`telemetry`] | every metric, header and log kind, once; the limit of log lines | `time` |
+//! | [`schedule`] | which stream a worker handles next, and how many in one callback | `time`, `key` |
 //! | [`config`] | JSON → validated rules | all above, except `telemetry` and `schedule` |
-//! | [`exchange`] | the machine of one request, without IO | all above, except `schedule` |
+//! | [`exchange`] | the state machine of one request, without IO | all above, except `schedule` |
 //! | `host` | proxy-wasm callbacks → inputs; orders → hostcalls. Decides nothing. wasm32 only | all |
 //!
 //! Other crates: `cli`, the operator's tool; `testkit`, shared by tests and tools; and `tools`, the demo, the

@@ -1,4 +1,4 @@
-//! The operator's tool beside a real Envoy: it speaks of the same keys, in the same words.
+//! The operator's tool beside a real Envoy: it shows the same keys, in the same words.
 
 #![allow(
     clippy::indexing_slicing,

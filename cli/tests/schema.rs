@@ -1,4 +1,4 @@
-//! The JSON Schema of the configuration: it is current, takes what the parser takes, and refuses what a
+//! The JSON Schema of the configuration: it is current, accepts what the parser accepts, and refuses what a
 //! schema can refuse.
 
 #![allow(
@@ -25,7 +25,7 @@ fn loads(config: &Value) -> bool {
     Config::load(config.to_string().as_bytes(), &any).is_ok()
 }
 
-/// What only the parser can tell: it knows lengths as numbers, and the rest of the configuration.
+/// Errors that only the parser finds: it knows lengths as numbers, and the rest of the configuration.
 const BEYOND_A_SCHEMA: [&str; 16] = [
     // Lengths and sizes are strings.
     "wanted 1s to",
@@ -73,7 +73,7 @@ fn the_schema_refuses_what_the_parser_refuses_as_far_as_a_schema_can() {
         used[known] = true;
     }
     assert!(refused > 50, "{refused}");
-    // What a schema has learned to refuse goes from the list.
+    // A case that the schema refuses must leave the list.
     let unused: Vec<_> = BEYOND_A_SCHEMA
         .iter()
         .zip(used)

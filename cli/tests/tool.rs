@@ -1,4 +1,4 @@
-//! The operator's tool, as it is built: what it says, and its exit codes.
+//! The operator's tool as it is built: its output and its exit codes.
 
 #![allow(
     clippy::disallowed_methods,
@@ -23,7 +23,7 @@ use testkit::config_cases::{self, with};
 use testkit::project_path;
 use testkit::redis_store::{Server, Store};
 
-/// What a run came to.
+/// The result of a run.
 struct Ran {
     code: i32,
     out: String,
@@ -36,7 +36,7 @@ fn run_with(arguments: &[&str], input: &str, more: &[(&str, &str)]) -> Ran {
     command.args(arguments).env_clear().envs(more.iter().copied());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // One that never reads has its reasons.
+    // A run may end without reading its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -110,7 +110,7 @@ fn check_finds_a_configuration_in_a_bootstrap_as_a_string_or_a_struct() {
         assert_eq!((ran.code, ran.err), (1, format!("{}: {words}\n", file.path())));
         let Ok(config) = serde_json::from_str::<Value>(&case.config) else { continue };
         if config == json!({}) {
-            // On the wire, an empty Struct is nothing at all.
+            // On the wire, an empty Struct has no bytes.
             continue;
         }
         let structure =
@@ -183,7 +183,7 @@ fn check_reads_yaml_and_the_manifests_of_control_planes() {
 
 #[test]
 fn every_file_that_the_project_shows_passes_or_holds_no_configuration() {
-    /// What is neither Envoy's nor a control plane's.
+    /// A file that is neither Envoy's nor a control plane's.
     const OTHERS: [&str; 2] = ["dashboards/alerts.yaml", "docker/compose.yaml"];
     let mut folders = vec![project_path("envoy")];
     let mut passed = 0;
@@ -213,7 +213,7 @@ fn a_variable_is_looked_for_where_the_module_would_find_it() {
     assert_eq!(run(&["check", "-", "--env", good], &config).code, 0);
     assert_eq!(run(&["check", "-", "--assume-env"], &config).code, 0);
     assert_eq!(run_with(&["check", "-"], &config, &[("SECRET", "0123456789abcdef")]).code, 0);
-    // What a VM is not handed it does not have, whatever is set outside.
+    // A VM has only the variables that it is given, whatever is set outside.
     let nothing = bootstrap(string(&config), json!({}));
     for arguments in [&["check", "-", "--env", good][..], &["check", "-", "--assume-env"]] {
         assert_eq!(run(arguments, &nothing).code, 1);
@@ -250,7 +250,7 @@ fn transitions(more: Value) -> String {
 }
 
 fn explained(config: &str, request: &str, more: &[&str]) -> Value {
-    // Tests run beside each other.
+    // Tests run in parallel.
     let name = format!("{:?}.json", std::thread::current().id());
     let file = File::new(&name, config);
     let ran = run(&[&["explain", file.path(), "--json"][..], more].concat(), request);
@@ -359,7 +359,7 @@ fn explain_says_why_a_request_gets_no_key() {
 }
 
 #[test]
-fn a_request_that_is_none_is_refused() {
+fn a_malformed_request_is_refused() {
     let file = File::new("request.json", &transitions(json!({})));
     for (request, why) in [
         ("", "do not end with an empty line"),
@@ -474,7 +474,7 @@ fn an_unreadable_record_is_not_shown_and_only_forgotten_by_force() {
     store.raw(&[b"LPUSH", name.as_bytes(), b"a list"]);
     let ran = run(&["show", &digits, "--redis", &url], "");
     assert!(ran.code == 2 && ran.err.contains("WRONGTYPE"), "{}", ran.err);
-    // Two that begin alike are told apart by more digits.
+    // More digits distinguish two that begin alike.
     for last in ["00", "01"] {
         store.raw(&[b"SET", format!("idem:{}{last}", "cd".repeat(31)).as_bytes(), b"x"]);
     }
@@ -523,7 +523,7 @@ fn the_rights_of_the_filters_own_user_are_enough_and_its_password_shows_nowhere(
     let password = [("REDIS_PASSWORD", "hush")];
     let ran = run_with(&["show", &digits, "--redis", &url], "", &password);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    // Only going through all names takes one more.
+    // Only a scan of all names needs one more.
     let ran = run_with(&["show", &digits[..12], "--redis", &url], "", &password);
     assert!(ran.code == 2 && ran.err.contains("no permissions"), "{}", ran.err);
     let ran = run_with(&["forget", &digits, "--redis", &url, "--yes"], "", &password);

@@ -8,7 +8,7 @@ A POST is an execution. It is counted when it begins, with its key, and runs to 
 GET /count   executions, keys, and the most executions of one key
 GET /log     all executions, in order: key, attempt, begin and end in seconds since the origin began
 
-Of the standard library alone. What it counted ends with its process, so `began` tells one process from the next.
+Needs only the standard library. Its counts end with its process; `began` distinguishes one process from the next.
 """
 
 import collections

@@ -521,7 +521,7 @@ pub(super) fn send_local_response(
     })
 }
 
-/// Makes what follows concern this context.
+/// Makes this context the effective one for the following calls.
 pub(super) fn set_effective_context(id: u32) -> Result<(), Failure> {
     // SAFETY: takes a number.
     checked(unsafe { proxy_set_effective_context(id) })

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fmt;
 
 thread_local! {
-    /// Of this VM, which is this worker's: plugins in one VM share the limits.
+    /// Of this VM, which is this worker's: its plugins share the limits, because a fault usually hits all of them.
     static LIMITER: RefCell<Limiter> = RefCell::default();
 }
 

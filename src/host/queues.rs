@@ -149,7 +149,7 @@ impl Queues {
         }
     }
 
-    /// Takes the messages of this queue, some at a time.
+    /// Takes the messages that came after Envoy stopped announcing them, some at a time.
     pub(super) fn take_own(&mut self) -> Vec<Message> {
         self.own.map(|queue| self.take(queue)).unwrap_or_default()
     }

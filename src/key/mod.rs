@@ -1,7 +1,7 @@
 //! From a request to the key that names one logical operation, and the fingerprint that distinguishes two
 //! requests under one key.
 //!
-//! Keys are made in two steps, because most of what is wrong with a request can be seen before its
+//! Keys are made in two steps, because most faults of a request can be seen before its
 //! body arrives: [`KeyPlan::begin`] reads the head, [`KeyPlan::finish`] the body.
 
 mod body;

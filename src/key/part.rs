@@ -80,7 +80,7 @@ impl KeyPart {
         })
     }
 
-    /// Adds its name and its values to what is digested.
+    /// Adds its name and its values to the digest.
     pub(super) fn add(&self, values: Values, preimage: &mut Preimage) {
         match self {
             Self::KeyHeader(name) => preimage.frame(Tag::KeyHeader, name.as_bytes()),

@@ -62,7 +62,7 @@ pub(super) fn escape(bytes: &[u8]) -> String {
     percent_encode(bytes, ALL_BUT_UNRESERVED).to_string()
 }
 
-/// The byte that the two hexadecimal digits at the start stand for, and what follows them.
+/// The byte of the two hexadecimal digits at the start, and the rest.
 fn split_escape(bytes: &[u8]) -> Option<(u8, &[u8])> {
     let ([high, low], rest) = bytes.split_first_chunk::<2>()?;
     let high = char::from(*high).to_digit(16)?;

@@ -17,7 +17,7 @@ pub struct KeyPlan {
     /// The parts; never empty. The digest takes those of the head first, then those of the body,
     /// each in this order.
     pub parts: Vec<KeyPart>,
-    /// Who sends the request; part of the key unless [`CallerSource::Anyone`].
+    /// The caller; part of the key unless [`CallerSource::Anyone`].
     pub caller: CallerSource,
     /// Which of method, host and path are part of the key.
     pub scope: Scope,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 ///
 /// `{name}` stands for one whole segment, `{*rest}` in the last place for all that is left.
 /// Everything else is literal. Requests are compared in normal form (RFC 3986 section 6.2.2), so
-/// `/%61` is `/a`, and the query is no part of the comparison. A trailing slash is significant.
+/// `/%61` is `/a`, and the query is not part of the comparison. A trailing slash is significant.
 #[derive(Clone)]
 pub struct PathTemplate {
     text: String,
@@ -149,7 +149,7 @@ impl Eq for PathTemplate {}
 impl Captures {
     /// The value captured under a name, percent-decoded; never empty. `None` when there is none.
     ///
-    /// The value of a `{*rest}` keeps its escapes: there, a decoded `%2F` could not be told from a
+    /// The value of a `{*rest}` keeps its escapes: there, a decoded `%2F` would look like a
     /// separator, and two paths would share a key.
     pub fn value(&self, name: &str) -> Option<Vec<u8>> {
         self.0.iter().find(|capture| capture.name == name).map(|capture| match capture.reach {

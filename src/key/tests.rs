@@ -80,7 +80,7 @@ fn post() -> Request {
     request("POST", "api.example.com", "/v1/payments")
 }
 
-/// A plan that looks at its parts and nothing else.
+/// A plan with only these parts.
 fn parts(parts: &[KeyPart]) -> KeyPlan {
     KeyPlan {
         rule: "payments".into(),
@@ -99,7 +99,7 @@ fn missing(part: KeyPart) -> KeyError {
     KeyError::KeyMissing { part }
 }
 
-/// The key, where a test is about nothing else.
+/// The key, for tests about only that.
 fn key(plan: &KeyPlan, request: &Request) -> Key {
     request.by(plan).unwrap().0
 }

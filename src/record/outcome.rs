@@ -121,7 +121,7 @@ impl fmt::Display for StatusRangeError {
 impl std::error::Error for StatusRangeError {}
 
 impl Outcomes {
-    /// What becomes of an answer *of the application*, and how long its record lives if not for the
+    /// What happens to an answer *of the application*, and how long its record lives if not for the
     /// rule's `ttl`. Envoy's own answers are told apart before this is asked: their status says
     /// nothing about whether the application ran.
     ///
@@ -160,7 +160,7 @@ fn default_for_application_status(status: u16, has_retry_after: bool) -> Disposi
         // Said by something in front of the application, or while it went away half done.
         502..=504 => Disposition::Unknown,
         200..=599 => Disposition::Store,
-        // No final status at all: nobody can tell what happened.
+        // No final status: the outcome is unknown.
         0..=199 | 600..=u16::MAX => Disposition::Unknown,
     }
 }

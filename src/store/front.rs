@@ -257,7 +257,7 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
                 Vec::new()
             }
             Fact::Listening => {
-                // Nobody here received the messages about earlier ends.
+                // This worker did not receive the messages about earlier ends.
                 self.groups.look_now(now);
                 Vec::new()
             }

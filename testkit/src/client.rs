@@ -1,4 +1,4 @@
-//! HTTP clients: HTTP/1.1 and HTTP/2, and bytes on a socket for what no client would send.
+//! HTTP clients: HTTP/1.1 and HTTP/2, and raw bytes on a socket that no client would send.
 
 use super::PATIENCE;
 use http_body_util::{BodyExt, Full};
@@ -16,11 +16,11 @@ use tokio::time::timeout;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
-/// All that a problem may tell (RFC 9457, and this filter's own).
+/// All members that a problem may have (RFC 9457, and this filter's own).
 const MEMBERS: [&str; 8] =
     ["type", "title", "status", "detail", "code", "retry_after", "first_seen", "original_status"];
 
-/// What a client got.
+/// A client's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -41,16 +41,16 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// The `code` of a problem; empty if it is none.
+    /// The `code` of a problem; empty if it is not a problem.
     ///
     /// # Panics
     ///
-    /// If it is a problem and not one that the README describes: every test that looks at a code checks
+    /// If it is a problem that does not match the README: every test that reads a code checks
     /// the whole answer.
     pub fn code(&self) -> String {
         if self.header("content-type") != Some("application/problem+json") {
@@ -80,7 +80,7 @@ impl Answer {
         code.to_owned()
     }
 
-    /// It came out of a record.
+    /// It came from a record.
     pub fn is_replay(&self) -> bool {
         self.header("idempotent-replayed") == Some("true")
     }

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
 
-/// Connections that share a crowd: each carries what a client's own limits let it.
+/// Connections that share a crowd: each carries as many as a client's own limits allow.
 const CONNECTIONS: usize = 10;
 
 /// More than any crowd here, for each of Envoy's own limits.
 const LIMIT: u32 = 100_000;
 
-/// From when a crowd is let go until the last of it has an answer. Far above what it takes: who has none by
+/// Time from the end of the wait until the last of a crowd has an answer. Far above the normal: a request without one by
 /// then never gets one.
 const IN_TIME: Duration = Duration::from_secs(20);
 
@@ -44,7 +44,7 @@ impl Crowd {
         crowd
     }
 
-    /// Sends these besides.
+    /// Sends these too.
     pub fn add(&mut self, requests: impl IntoIterator<Item = Request>) {
         for (client, request) in self.clients.iter().cycle().zip(requests) {
             let client = client.clone();
@@ -59,7 +59,7 @@ impl Crowd {
         self.tasks.len()
     }
 
-    /// Takes those of another crowd in.
+    /// Adds another crowd.
     pub fn join(&mut self, other: Self) {
         self.clients.extend(other.clients);
         self.tasks.extend(other.tasks);
@@ -69,7 +69,7 @@ impl Crowd {
     ///
     /// # Panics
     ///
-    /// If they do not end so, each with so many, and in time.
+    /// If they do not end in these outcomes, with these numbers, and in time.
     pub async fn ends_in(self, expected: &[(&str, usize)]) -> Instant {
         let (outcomes, last) = self.outcomes().await;
         let expected = expected.iter().filter(|(_, number)| *number > 0);
@@ -99,7 +99,7 @@ impl Crowd {
     }
 }
 
-/// The status; the code of a problem; that it was replayed, or that none came.
+/// The status; the code of a problem; whether it was replayed, or whether none came.
 fn outcome(answer: io::Result<Answer>) -> String {
     match answer {
         Err(_) => "cut off".to_owned(),
@@ -109,7 +109,7 @@ fn outcome(answer: io::Result<Answer>) -> String {
 }
 
 /// One worker, and none of Envoy's own limits below the crowd. `/empty/` leads to a cluster without hosts, and
-/// `/closed/` to a port where nobody listens.
+/// `/closed/` to a port where no server listens.
 pub fn roomy(bootstrap: Bootstrap) -> Bootstrap {
     bootstrap.workers(1).with(|bootstrap| {
         let http2 = json!({ "max_concurrent_streams": LIMIT, "max_outbound_frames": 10 * LIMIT });

@@ -1,4 +1,4 @@
-//! Both stores behind one face: what must hold for either is tested on either.
+//! Both stores behind one interface, so that a test runs on either.
 
 use super::{Bootstrap, Envoy, Origin, Redis, Request, patient};
 use serde_json::Value;
@@ -12,7 +12,7 @@ pub enum Store {
     Redis,
 }
 
-/// One Envoy that remembers by itself, or two that share a Redis, in front of an origin.
+/// One Envoy with records in memory, or two that share a Redis, in front of an origin.
 pub struct Deployment {
     pub envoys: Vec<Envoy>,
     pub origin: Origin,
@@ -54,12 +54,12 @@ impl Deployment {
         Request::new(self.envoys[0].front, "POST", path)
     }
 
-    /// A POST to an Envoy that knows of the first requests by the store alone, where there is one.
+    /// A POST to an Envoy that knows the first requests only from the store, if there is one.
     pub fn elsewhere(&self, path: &str) -> Request {
         Request::new(self.envoys[self.envoys.len() - 1].front, "POST", path)
     }
 
-    /// What the origin got with this `Idempotency-Key`: the `Idempotency-Attempt` of each.
+    /// The origin's requests with this `Idempotency-Key`: the `Idempotency-Attempt` of each.
     pub fn attempts(&self, key: &str) -> Vec<String> {
         let seen = self.origin.seen().into_iter();
         let of_key = seen.filter(|seen| seen.header("idempotency-key") == Some(key));

@@ -75,7 +75,7 @@ impl Bootstrap {
             environment: Vec::new(),
             replaceable: false,
             workers: 2,
-            // A test's Envoy that is told to end has nothing to drain.
+            // A test's Envoy has nothing to drain when it ends.
             drain_seconds: 1,
         };
         bootstrap.file["admin"]["address"]["socket_address"]["port_value"] = json!(0);
@@ -102,7 +102,7 @@ impl Bootstrap {
         bootstrap.env("REDIS_PASSWORD", redis.password().unwrap_or_default())
     }
 
-    /// `envoy/redis-cluster.yaml`, with these nodes to ask for the others.
+    /// `envoy/redis-cluster.yaml`, with these nodes, which know the others.
     pub fn redis_cluster(cluster: &RedisCluster) -> Self {
         Self::read("redis-cluster.yaml").endpoints("redis_nodes", &cluster.ports())
     }
@@ -160,14 +160,14 @@ impl Bootstrap {
         &mut self.manager()["http_filters"][0]["typed_config"]["config"]
     }
 
-    /// Puts another filter in the place of this one.
+    /// Replaces this filter by another.
     #[must_use]
     pub fn filter(mut self, filter: Value) -> Self {
         self.manager()["http_filters"][0] = filter;
         self
     }
 
-    /// Takes the filter out: plain Envoy.
+    /// Removes the filter: plain Envoy.
     #[must_use]
     pub fn without_filter(mut self) -> Self {
         if let Some(filters) = self.manager()["http_filters"].as_array_mut() {
@@ -189,7 +189,7 @@ impl Bootstrap {
         self
     }
 
-    /// Other rules, and whatever else stands in this configuration; the store stays the file's own if
+    /// Other rules, and the rest of this configuration; the store stays the file's own if
     /// none is named.
     #[must_use]
     pub fn rules(mut self, config: &Value) -> Self {
@@ -208,7 +208,7 @@ impl Bootstrap {
         self
     }
 
-    /// Runs the module that can be told to stop, and how much a callback deals with.
+    /// Runs the module that stops on request, and that has a variable batch size.
     #[must_use]
     pub fn trap_module(mut self) -> Self {
         let module = file("IDEMPOTENCY_TRAP_MODULE", TRAP_MODULE, "make trap");
@@ -216,7 +216,7 @@ impl Bootstrap {
         self
     }
 
-    /// Lets one callback deal with so many streams; [`Self::trap_module`] alone can be told.
+    /// Lets one callback handle this many streams; only [`Self::trap_module`] supports it.
     #[must_use]
     pub fn batch(self, streams: u32) -> Self {
         let mut all = self.trap_module();
@@ -225,7 +225,7 @@ impl Bootstrap {
         all
     }
 
-    /// Lets [`Envoy::replace`] put other listeners in the place of these.
+    /// Lets [`Envoy::replace`] replace these listeners.
     #[must_use]
     pub fn replaceable(mut self) -> Self {
         let port = free_port();
@@ -241,7 +241,7 @@ impl Bootstrap {
         self
     }
 
-    /// Lets connections of replaced listeners live so many seconds instead of one.
+    /// Lets connections of replaced listeners live for this many seconds instead of one.
     #[must_use]
     pub fn drain_seconds(mut self, seconds: u32) -> Self {
         self.drain_seconds = seconds;
@@ -284,7 +284,7 @@ impl Bootstrap {
     /// Where the origin listens.
     #[must_use]
     pub fn origin(mut self, port: u16) -> Self {
-        // A busy machine is no origin that is gone.
+        // A slow answer of a busy machine must not count as an origin that is gone.
         self.cluster("origin")["connect_timeout"] = json!("10s");
         self.endpoints("origin", &[port])
     }
@@ -297,7 +297,7 @@ pub struct Envoy {
     scratch: Scratch,
     /// Where clients send their requests.
     pub front: SocketAddr,
-    /// Where Envoy tells about itself.
+    /// Envoy's admin port.
     pub admin: SocketAddr,
 }
 
@@ -343,7 +343,7 @@ impl Envoy {
         command
             .args(["--concurrency", &bootstrap.workers.to_string()])
             .args(["--disable-hot-restart", "--log-level", "info"])
-            // They list what this Envoy was built with, several pages of it.
+            // They list this Envoy's extensions, several pages of them.
             .args(["--component-log-level", "main:warning,config:warning,upstream:warning"])
             .args(["--drain-time-s", &bootstrap.drain_seconds.to_string()])
             // Tests wait for lines of the access log; Envoy keeps them for ten seconds.
@@ -372,7 +372,7 @@ impl Envoy {
         }
     }
 
-    /// What Envoy has logged so far, access log included.
+    /// Envoy's log so far, access log included.
     pub fn log(&self) -> String {
         self.process.log()
     }
@@ -390,7 +390,7 @@ impl Envoy {
         self.stat(&format!("wasmcustom.{name}")).await.unwrap_or(0)
     }
 
-    /// VMs that were made so far: one more than before is one that had stopped and was replaced.
+    /// VMs that were created so far: one more than before means that one stopped and was replaced.
     pub async fn vms_created(&self) -> u64 {
         self.stat("wasm.envoy.wasm.runtime.v8.created").await.unwrap()
     }
@@ -416,7 +416,7 @@ impl Envoy {
         kib.unwrap_or(0) * 1024
     }
 
-    /// Puts the listeners of this bootstrap in the place of those it has, on the same port, as a control
+    /// Replaces its listeners by those of this bootstrap, on the same port, as a control
     /// plane would.
     ///
     /// # Panics
@@ -429,7 +429,7 @@ impl Envoy {
         let before = self.stat(updates).await.unwrap();
         let next = self.scratch.file("next");
         std::fs::write(&next, bootstrap.take_listeners()).unwrap();
-        // Envoy looks when a file is moved there.
+        // Envoy reads it when a file is moved there.
         std::fs::rename(next, self.scratch.file(LISTENERS)).unwrap();
         eventually("Envoy has taken the listeners", async || {
             self.stat(updates).await.unwrap() > before
@@ -442,7 +442,7 @@ impl Envoy {
         self.process.id()
     }
 
-    /// Stops it where it stands: its connections stay open, its leases run out, its clock goes on.
+    /// Freezes it: its connections stay open, its leases run out, its clock goes on.
     pub async fn freeze(&self) {
         self.process.freeze().await;
     }

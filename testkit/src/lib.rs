@@ -48,7 +48,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a test waits for something that must come. Far above what it takes on a busy machine, and
+/// How long a test waits for something that must come. Far above the time on a busy machine, and
 /// it is reached only by a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -127,7 +127,7 @@ pub struct Fleet {
 
 impl Fleet {
     /// Starts two Envoys with `envoy/redis.yaml` and these rules. Redis has more time than in the file:
-    /// on a busy machine, a test that is not about time must not fail for it.
+    /// on a busy machine, a test that is not about time must not fail because of it.
     pub async fn start(rules: Value) -> Self {
         Self::start_as_it_is(patient(&rules)).await
     }
@@ -154,7 +154,7 @@ impl Fleet {
         Request::new(self.envoys[envoy].front, "POST", path)
     }
 
-    /// Executions at the origin, of all paths, whichever Envoy sent them.
+    /// Executions at the origin, of all paths and all Envoys.
     pub fn executions(&self) -> usize {
         self.origin.executions()
     }
@@ -178,7 +178,7 @@ pub fn patient(rules: &Value) -> Value {
     rules
 }
 
-/// Waits until `what` is so.
+/// Waits until `what` is true.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! An origin that counts its executions, and does what a request's `x-origin-*` headers say.
+//! An origin that counts its executions, and behaves as a request's `x-origin-*` headers say.
 
 use http_body_util::channel::Sender;
 use http_body_util::combinators::BoxBody;
@@ -78,7 +78,7 @@ impl Origin {
         Self::start_as(port, State::default()).await
     }
 
-    /// Counts without remembering: a load would fill the memory.
+    /// Counts without keeping the requests: a load would fill the memory.
     pub async fn forgetful() -> Self {
         Self::start_as(0, State { forgetful: true, ..State::default() }).await
     }
@@ -99,10 +99,10 @@ impl Origin {
                     builder
                         .http2()
                         .max_concurrent_streams(STREAMS)
-                        // Requests that a test's Envoy gives up in one moment are no attack.
+                        // Many requests that a test's Envoy resets in one moment are not an attack.
                         .max_pending_accept_reset_streams(Some(STREAMS as usize));
                     let connection = builder.serve_connection(TokioIo::new(stream), service);
-                    // A connection that breaks is what some tests are about.
+                    // Some tests break connections.
                     tokio::select! {
                         _ = connection => {}
                         () = state.died() => {}
@@ -156,13 +156,13 @@ struct State {
 }
 
 impl State {
-    /// Counts an execution, and tells its number.
+    /// Counts an execution, and returns its number.
     fn executed(&self, head: &Parts, body: Vec<u8>, trailers: Option<&HeaderMap>) -> usize {
         let path = head.uri.path_and_query().map_or("", |path| path.as_str());
         if self.forgetful {
             return self.executions.fetch_add(1, Ordering::SeqCst) + 1;
         }
-        // Counted under the lock: whoever sees the count finds as many requests.
+        // Counted under the lock: a reader of the count finds as many requests.
         let mut seen = self.seen.lock().unwrap();
         seen.push(Seen {
             method: head.method.to_string(),
@@ -184,12 +184,12 @@ impl State {
     }
 }
 
-/// Waits until it is so; who makes it so notifies.
+/// Waits until it is true; the code that makes it true notifies.
 async fn until(change: &Notify, is_so: impl Fn() -> bool) {
     loop {
         let notified = change.notified();
         tokio::pin!(notified);
-        // Before the look, so that a change between the look and the wait is not missed.
+        // Before the check, so that a change between the check and the wait is not missed.
         notified.as_mut().enable();
         if is_so() {
             return;
@@ -198,7 +198,7 @@ async fn until(change: &Notify, is_so: impl Fn() -> bool) {
     }
 }
 
-/// What a request asks for by its headers.
+/// The behaviour that a request asks for in its headers.
 struct Wishes<'a>(&'a HeaderMap);
 
 impl Wishes<'_> {
@@ -218,7 +218,7 @@ async fn answer(
     request: hyper::Request<Incoming>,
 ) -> Result<Response<Body>, io::Error> {
     let (head, body) = request.into_parts();
-    // A request that breaks off is none that was executed.
+    // A request that breaks off is not executed.
     let collected = body.collect().await.map_err(io::Error::other)?;
     let trailers = collected.trailers().cloned();
     let number = state.executed(&head, collected.to_bytes().to_vec(), trailers.as_ref());

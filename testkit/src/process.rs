@@ -37,11 +37,11 @@ impl Drop for Scratch {
     }
 }
 
-/// A port that nobody listens on.
+/// A free port.
 ///
 /// Below the ports that the kernel gives to outgoing connections: a server that was stopped finds its
-/// port free when it starts again, and nobody who tries to reach it meanwhile connects to themselves.
-/// Another process may still take it first, so whoever starts a server tries again with another.
+/// port free when it starts again, and a client that tries to reach it meanwhile does not connect to itself.
+/// Another process may still take it first, so the start of a server tries again with another port.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 12_000;
     const COUNT: u16 = 20_000;
@@ -65,12 +65,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, with what it prints in the file `log` of this folder, after what is there already.
+    /// Starts it, and appends its output to the file `log` of this folder.
     pub fn start(name: &'static str, command: &mut Command, scratch: &Scratch) -> Self {
         let log = scratch.file("log");
         let file = File::options().create(true).append(true).open(&log).unwrap();
         let child = command
-            // What a server leaves where it stands goes with the folder.
+            // A server's files in its working directory are removed with the folder.
             .current_dir(scratch.path())
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
@@ -84,12 +84,12 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has printed so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// It has come to an end by itself, or was ended.
+    /// It has ended by itself, or was ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
@@ -100,7 +100,7 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// Stops it where it stands, its connections open, as a machine that swaps or a paused VM would.
+    /// Freezes it, its connections open, as on a swapping machine or a paused VM.
     pub async fn freeze(&self) {
         self.signal("STOP");
         // The signal is delivered at once, but carried out when the kernel gets to it.
@@ -119,7 +119,7 @@ impl Process {
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
     }
 
-    /// Waits until the states of its threads are so.
+    /// Waits until its threads have these states.
     async fn until(&self, is_so: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so(&self.states()) {

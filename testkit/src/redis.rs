@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
-/// Servers that find their port taken start again on another, so often.
+/// How often a server that finds its port taken starts again on another.
 const ATTEMPTS: usize = 5;
 
 /// How a Redis of a test differs from another.
@@ -22,24 +22,24 @@ struct Setup {
     node: bool,
 }
 
-/// A Redis without persistence: what it held is gone when it starts again. Ends with this value.
+/// A Redis without persistence: its data is gone when it starts again. Ends with this value.
 pub struct Redis {
     /// Before the folder, whose log it prints.
     process: Process,
     scratch: Scratch,
     setup: Setup,
     port: u16,
-    /// Where the nodes of a cluster talk to each other.
+    /// The port of the cluster bus.
     bus_port: u16,
 }
 
 impl Redis {
-    /// Starts one that anybody may use.
+    /// Starts one without a password.
     pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
-    /// Starts one with these arguments more. A `--requirepass` among them is what [`Self::cli`] uses.
+    /// Starts one with these additional arguments. [`Self::cli`] uses a `--requirepass` among them.
     pub async fn with(arguments: &[&str]) -> Self {
         let password = arguments.windows(2).find(|pair| pair[0] == "--requirepass");
         Self::set_up(Setup {
@@ -50,7 +50,7 @@ impl Redis {
         .await
     }
 
-    /// Starts one that speaks TLS alone, with a certificate for `localhost` and 127.0.0.1, and wants this
+    /// Starts one that speaks only TLS, with a certificate for `localhost` and 127.0.0.1, and requires this
     /// password.
     pub async fn tls(password: &str) -> Self {
         Self::set_up(Setup {
@@ -83,7 +83,7 @@ impl Redis {
 
     /// Waits until it answers; false if it has ended.
     async fn is_up(&mut self) -> bool {
-        // Somebody else's Redis may have been faster to take the port.
+        // Another Redis may have been faster to take the port.
         let wanted = format!("process_id:{}\r", self.process.id());
         let deadline = Instant::now() + PATIENCE;
         while !self.process.has_ended() {
@@ -106,7 +106,7 @@ impl Redis {
         self.scratch.file("ca.crt")
     }
 
-    /// The password it wants.
+    /// The password that it requires.
     pub fn password(&self) -> Option<&str> {
         self.setup.password.as_deref()
     }
@@ -134,22 +134,22 @@ impl Redis {
         }
     }
 
-    /// Stops it where it stands: its connections stay open, and nobody answers.
+    /// Freezes it: its connections stay open, and it does not answer.
     pub async fn freeze(&self) {
         self.process.freeze().await;
     }
 
-    /// Lets it go on, with whatever was sent to it meanwhile.
+    /// Lets it go on, with all bytes that were sent to it meanwhile.
     pub async fn thaw(&self) {
         self.process.thaw().await;
     }
 
-    /// What Redis has logged so far.
+    /// Redis's log so far.
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// What `redis-cli` prints for this command, without the last line's end. An error is its text.
+    /// The output of `redis-cli` for this command, without the last line's end. An error is its text.
     ///
     /// # Panics
     ///
@@ -172,7 +172,7 @@ impl Redis {
         self.bytes_of(&["GET", key], None).await
     }
 
-    /// Gives a key another value. It lives as long as it would have.
+    /// Gives a key another value. Its time to live stays.
     pub async fn set_bytes(&self, key: &str, value: &[u8]) {
         let set = ["-X", "the-value", "SET", key, "the-value", "KEEPTTL"];
         assert_eq!(self.bytes_of(&set, Some(value)).await, b"OK");
@@ -183,7 +183,7 @@ impl Redis {
         self.cli(&["PTTL", key]).await.parse().unwrap()
     }
 
-    /// Connections of clients but the one that asks; of those whose name begins so, if one is given.
+    /// Connections of clients except the one that asks; only those with this prefix of the name, if one is given.
     pub async fn clients(&self, name: Option<&str>) -> usize {
         let list = self.cli(&["CLIENT", "LIST"]).await;
         let name = format!(" name={}", name.unwrap_or_default());
@@ -245,7 +245,7 @@ fn launch(setup: &Setup, scratch: &Scratch, port: u16, bus_port: u16) -> Process
     let named = std::env::var("REDIS_SERVER_BIN").ok().filter(|path| !path.is_empty());
     let mut command = Command::new(named.as_deref().unwrap_or("redis-server"));
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    // A store of claims must refuse what it cannot keep: dropping one would let a duplicate run.
+    // A store of claims must refuse writes when it is full: evicting a claim would let a duplicate run.
     command.args(["--maxmemory-policy", "noeviction"]);
     command.arg("--dir").arg(scratch.path());
     if setup.tls {
@@ -258,10 +258,10 @@ fn launch(setup: &Setup, scratch: &Scratch, port: u16, bus_port: u16) -> Process
         command.args(["--port", &port.to_string()]);
     }
     if setup.node {
-        // The default, 10,000 above the port, may be nobody's choice but somebody's port.
+        // The default, 10,000 above the port, may be the port of another server.
         command.args(["--cluster-enabled", "yes", "--cluster-port", &bus_port.to_string()]);
         command.args(["--cluster-announce-ip", "127.0.0.1"]);
-        // A node counts as gone after a second: a test of that need not take long.
+        // A node counts as gone after a second, so that a test of that is short.
         command.args(["--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000"]);
     }
     command.args(&setup.arguments);
@@ -301,7 +301,7 @@ subjectAltName = DNS:localhost,IP:127.0.0.1
     }
 }
 
-/// A Redis Cluster: primaries alone, which share the slots evenly. Ends with this value.
+/// A Redis Cluster: only primaries, which share the slots evenly. Ends with this value.
 pub struct RedisCluster {
     pub nodes: Vec<Redis>,
 }
@@ -310,7 +310,7 @@ impl RedisCluster {
     /// Slots of every Redis Cluster.
     const SLOTS: usize = 16_384;
 
-    /// Starts so many nodes, joins them, and waits until each says that the cluster is well.
+    /// Starts this many nodes, joins them, and waits until each reports that the cluster is up.
     pub async fn start(nodes: usize) -> Self {
         let mut cluster = Self { nodes: Vec::new() };
         for number in 0..nodes {
@@ -318,7 +318,7 @@ impl RedisCluster {
             let first = (number * Self::SLOTS / nodes).to_string();
             let last = ((number + 1) * Self::SLOTS / nodes - 1).to_string();
             assert_eq!(node.cli(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).await, "OK");
-            // Nodes that all say 0 would have to find out first whose word counts.
+            // Nodes that all say 0 would first have to agree on an epoch.
             let epoch = (number + 1).to_string();
             assert_eq!(node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch]).await, "OK");
             if let Some(seed) = cluster.nodes.first() {
@@ -357,7 +357,7 @@ impl RedisCluster {
         keys
     }
 
-    /// What `redis-cli` prints for this command, sent to the node that serves its key.
+    /// The output of `redis-cli` for this command, sent to the node that serves its key.
     pub async fn cli(&self, command: &[&str]) -> String {
         self.nodes[0].cli(&[&["-c"], command].concat()).await
     }
@@ -385,7 +385,7 @@ impl Webdis {
         Self::with(redis_port, None).await
     }
 
-    /// Starts one in front of a Redis that wants a password.
+    /// Starts one in front of a Redis that requires a password.
     pub async fn with(redis_port: u16, password: Option<&str>) -> Self {
         for _ in 0..ATTEMPTS {
             let scratch = Scratch::new();
@@ -425,7 +425,7 @@ impl Webdis {
         self.process.kill();
     }
 
-    /// Stops it where it stands.
+    /// Freezes it.
     pub async fn freeze(&self) {
         self.process.freeze().await;
     }

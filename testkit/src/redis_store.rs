@@ -1,4 +1,4 @@
-//! A real `redis-server` on a free port, and a client of ours that speaks to it over a socket.
+//! A real `redis-server` on a free port, and our own client on a socket to it.
 
 use super::store_contract;
 use envoy_idempotency::record::codec::{DEADLINE, HEAD_LEN};
@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Far above what a loaded machine needs.
+/// Far above the need of a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Ends with this value.
@@ -89,7 +89,7 @@ impl Store {
         socket
     }
 
-    /// Asks all of these at once, and gives their replies in the same order.
+    /// Sends all of these at once, and returns their replies in the same order.
     pub fn pipelined(&self, commands: Vec<Command>) -> Vec<Result<Reply, StoreError>> {
         let first = self.asked.get();
         let mut replies = vec![None; commands.len()];
@@ -221,7 +221,7 @@ impl store_contract::Store for Store {
         self.pipelined(vec![command]).remove(0)
     }
 
-    /// Redis's clock cannot be moved, so everything that looks at it is: deadlines and times to live.
+    /// Redis's clock cannot be moved, so everything that depends on it is: deadlines and times to live.
     fn advance(&self, time: Duration) {
         for name in self.names() {
             let head =

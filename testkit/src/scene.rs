@@ -39,7 +39,7 @@ impl Scene {
         request.key(key).caller("alice").json("{}").http2()
     }
 
-    /// So many requests to the first Envoy, over so many keys in turn.
+    /// This many requests to the first Envoy, over this many keys in turn.
     pub fn requests(&self, path: &str, number: usize, keys: usize) -> Vec<Request> {
         (0..number).map(|each| self.post(0, path, &format!("key-{}", each % keys))).collect()
     }
@@ -49,17 +49,17 @@ impl Scene {
         Crowd::send(self.deployment.envoy().front, requests).await
     }
 
-    /// Executions of the crowd; the request before it is none of them.
+    /// Executions of the crowd, without the request before it.
     pub fn executions(&self) -> usize {
         self.deployment.origin.executions() - 1
     }
 
-    /// Waits until so many run.
+    /// Waits until this many run.
     pub async fn run(&self, number: usize) {
         eventually("so many run", async || self.executions() == number).await;
     }
 
-    /// Waits until so many wait at this Envoy for another's execution.
+    /// Waits until this many wait at this Envoy for another's execution.
     pub async fn wait(&self, envoy: usize, number: usize) {
         eventually("so many wait", async || {
             let waiters =
@@ -122,14 +122,14 @@ impl Scene {
         self.is_unharmed().await;
     }
 
-    /// Stops the first Envoy's clock as it were: all that comes due while it is frozen is due in one moment.
+    /// Freezes the first Envoy: all timers that expire meanwhile are due in one moment.
     pub async fn freeze_for(&self, time: Duration) {
         self.deployment.envoy().freeze().await;
         tokio::time::sleep(time).await;
         self.deployment.envoy().thaw().await;
     }
 
-    /// Lets Redis, which is frozen, answer so many commands, all before the first Envoy reads any.
+    /// Lets Redis, which is frozen, answer this many commands, all before the first Envoy reads any.
     pub async fn redis_wakes_up(&self, commands: u64) {
         let redis = self.deployment.redis.as_ref().unwrap();
         self.deployment.envoy().freeze().await;

@@ -1,4 +1,4 @@
-//! What every store must do: one suite, run against each of them.
+//! The contract of every store: one suite, run against each of them.
 
 use envoy_idempotency::key::{Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
@@ -32,7 +32,7 @@ type Case = fn(&dyn Store);
 const CASES: [(&str, Case); 17] = [
     ("of many claims one is granted", of_many_claims_one_is_granted),
     ("a retry of a claim recognises itself", a_retry_of_a_claim_recognises_itself),
-    ("what exists is told with its fingerprint", an_existing_record_is_returned),
+    ("an existing record is returned with its fingerprint", an_existing_record_is_returned),
     ("a finished record keeps what it was given", a_finished_record_keeps_its_outcome),
     ("a finished record is over after its ttl", a_finished_record_is_over_after_its_ttl),
     ("a ttl of zero is over at once", a_ttl_of_zero_is_over_at_once),

@@ -312,7 +312,7 @@ async fn a_store_that_is_down_does_not_write_a_line_for_each_request() {
         }
         (written, summaries, missed)
     };
-    eventually("what was left out is told", async || {
+    eventually("the summary line is written", async || {
         let (written, _, missed) = counts();
         written + missed == REQUESTS
     })

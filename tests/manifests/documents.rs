@@ -60,7 +60,7 @@ fn violations(resource: &Value) -> Vec<String> {
         "namespace": { "type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" },
         "labels": texts, "annotations": texts } });
     let mut schema = match (version, kind) {
-        // Not custom resources, and simple enough to be written down.
+        // Not custom resources, and simple enough to be checked here.
         ("v1", "ConfigMap") => json!({ "type": "object", "properties": { "data": texts } }),
         (version, kind) => {
             let crds = files("tests/crds", ".json");
@@ -165,7 +165,7 @@ fn kustomizations_refer_to_existing_files_and_leave_none_out() {
     }
 }
 
-/// `kustomize build` of a folder, by whatever does it here; `None` where nothing does.
+/// `kustomize build` of a folder, by the program that is installed; `None` if there is none.
 fn build(folder: &Path) -> Option<Vec<Value>> {
     for (program, argument) in [("kustomize", "build"), ("kubectl", "kustomize")] {
         let Ok(output) = Command::new(program).arg(argument).arg(folder).output() else { continue };

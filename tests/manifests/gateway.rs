@@ -123,7 +123,7 @@ impl Made {
     fn bootstrap(mut self) -> Bootstrap {
         let routes = self.routes.take();
         self.manager()["route_config"] = routes;
-        // The harness looks for its listener's chain here.
+        // The harness expects its listener's chain here.
         let chain = self.listener.as_object_mut().unwrap().remove("default_filter_chain").unwrap();
         self.listener["filter_chains"] = json!([chain]);
         let statics = &mut self.bootstrap.value()["static_resources"];
@@ -133,7 +133,7 @@ impl Made {
     }
 }
 
-/// Puts a value in the place of another, wherever it stands; how often.
+/// Replaces a value by another everywhere; returns how often.
 fn replace(within: &mut Value, old: &Value, new: &Value) -> usize {
     if within == old {
         *within = new.clone();

@@ -1,4 +1,4 @@
-//! The OCI image and the bill of materials, read back by other means than they were written with.
+//! The OCI image and the bill of materials, read back with other tools than those that wrote them.
 
 use crate::home;
 use serde_json::Value;
@@ -130,7 +130,7 @@ fn the_bill_of_materials_names_the_crates_in_the_module() {
         let component = components.iter().find(|component| component["name"] == name)?;
         component["scope"].as_str()
     };
-    // Compiled in; only for wasm32; ran to make it; of the tests; of machines that are none of wasm32.
+    // Compiled in; only for wasm32; used for the build; for the tests; for machines other than wasm32.
     assert_eq!(scope("serde_json"), Some("required"));
     assert_eq!(scope("getrandom"), Some("required"));
     assert_eq!(scope("serde_derive"), Some("excluded"));

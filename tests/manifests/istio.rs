@@ -1,5 +1,5 @@
 //! Istio's part: istiod's translation of EnvoyFilters, WasmPlugins and ServiceEntries, and the work of the agent beside Envoy on
-//! a module that is to be fetched. As in istio/istio: pilot/pkg/networking/core/envoyfilter, pilot/pkg/model/extensions.go
+//! a module that must be fetched. As in istio/istio: pilot/pkg/networking/core/envoyfilter, pilot/pkg/model/extensions.go
 //! and pkg/wasm/convert.go.
 
 use crate::documents::{one, read};
@@ -12,7 +12,7 @@ use testkit::{Bootstrap, Envoy, Origin, Redis, Request, Webdis, client, eventual
 /// The namespace whose EnvoyFilters are meant for all proxies.
 const ROOT: &str = "istio-system";
 
-/// Which proxy is configured.
+/// The configured proxy.
 #[derive(Clone, Copy)]
 enum Proxy {
     Gateway,
@@ -21,7 +21,7 @@ enum Proxy {
 }
 
 impl Proxy {
-    /// A sidecar's configuration has two halves, and patches say to which they belong.
+    /// A sidecar's configuration has two halves; each patch names its half.
     fn is_in(self, context: &str) -> bool {
         match self {
             Self::Gateway => context == "GATEWAY",
@@ -38,7 +38,7 @@ impl Proxy {
     }
 }
 
-/// An Envoy's bootstrap, and the extensions it looks for.
+/// An Envoy's bootstrap, and the extensions that it discovers.
 struct Configured {
     bootstrap: Bootstrap,
     served: Extensions,
@@ -301,7 +301,7 @@ async fn a_request_that_passes_a_gateway_and_a_sidecar_runs_once_and_is_not_in_i
     let first = post(gateway_envoy.front).send().await;
     assert!(first.status == 200 && !first.is_replay(), "{} {}", first.status, first.text());
     assert!(post(gateway_envoy.front).send().await.is_replay());
-    // From within the mesh, past the gateway: the sidecar remembers by itself.
+    // From within the mesh, not through the gateway: the sidecar has its own records.
     assert!(post(sidecar_envoy.front).send().await.is_replay());
     assert_eq!((origin.executions(), redis.keys("idem:*").await.len()), (1, 2));
 }
@@ -391,7 +391,7 @@ async fn the_bootstrap_override_gives_metrics_their_labels() {
     let redis = Redis::start().await;
     let configured = configure(Proxy::Sidecar("payments"), &base(), None);
     let map = one("envoy/istio/base/stats-tags.yaml");
-    // The key that the annotation's mount is read under.
+    // The key under which the annotation's mount is read.
     let text = map["data"]["custom_bootstrap.json"].as_str().unwrap();
     let custom: Map<String, Value> = serde_json::from_str(text).unwrap();
     let bootstrap = configured.bootstrap.endpoints("redis", &[redis.port()]);

@@ -27,7 +27,7 @@ fn home(path: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// An Envoy that a manifest is about, in front of an origin that counts.
+/// An Envoy for a manifest, in front of an origin that counts.
 struct Site {
     envoy: Envoy,
     origin: Origin,
@@ -79,7 +79,7 @@ impl Site {
         assert!(!self.replays(self.post("/elsewhere").key("a").caller("alice").json("{}")).await);
     }
 
-    /// Prometheus gets the words of a metric's name as labels.
+    /// Prometheus gets the labels out of a metric's name.
     async fn labels_metrics(&self) {
         let text = testkit::client::get(self.envoy.admin, "/stats/prometheus").await.unwrap();
         let labelled = "idempotency_requests_total{rule=\"payments\",outcome=\"replayed\"} 1";
@@ -88,7 +88,7 @@ impl Site {
     }
 }
 
-/// The filter's configuration within Envoy's plugin config, whichever way it is written, changed.
+/// Changes the filter's configuration within Envoy's plugin config, in any of its forms.
 fn reconfigure(plugin: &mut Value, change: impl FnOnce(&mut Value)) {
     let value = &mut plugin["configuration"]["value"];
     match value.as_str() {
@@ -101,7 +101,7 @@ fn reconfigure(plugin: &mut Value, change: impl FnOnce(&mut Value)) {
     }
 }
 
-/// More time for Redis than a manifest gives it: on a busy machine, a test that is not about time must not fail for it.
+/// More time for Redis than in a manifest: on a busy machine, a test that is not about time must not fail because of it.
 fn patient(config: &mut Value) {
     if let Some(redis) = config.pointer_mut("/store/redis") {
         redis["timeout"] = "3s".into();

@@ -1,5 +1,5 @@
-//! Kubernetes' structural schemas: OpenAPI v3 as an API server checks it, and refuses unknown fields as it does when asked to
-//! be strict. Its rules in CEL (`x-kubernetes-validations`) are not carried out.
+//! Kubernetes' structural schemas: OpenAPI v3 as an API server checks it; unknown fields are refused as in strict
+//! mode. Its rules in CEL (`x-kubernetes-validations`) are not checked.
 
 use regex_lite::Regex;
 use serde_json::Value;

@@ -117,8 +117,8 @@ impl SharedData for Meddled {
     }
 }
 
-/// Runs `first` with all of `second` between any two of its calls to shared data, for each such place,
-/// and hands both replies and the store to `check`.
+/// Runs `first` with all of `second` between any two of its calls to shared data, for each such point,
+/// and passes both replies and the store to `check`.
 fn interleaved(
     prepare: &[(Command, Timestamp)],
     first: &(Command, Timestamp),
@@ -141,7 +141,7 @@ fn interleaved(
         shared.at.set(Some(at));
         let executed = store.execute(&first.0, first.1).unwrap();
         let Some(meddled) = result.borrow_mut().take() else {
-            // Every place was tried: the first makes no more calls than that.
+            // Every point was tried: the first makes no more calls.
             assert!(at > 1, "the first command calls nothing");
             return;
         };
@@ -166,7 +166,7 @@ fn a_watcher_is_seen_or_sees_the_end_wherever_it_comes() {
     let check = |watched: &Reply, wake: bool| match watched {
         Reply::Exists(record) => {
             let ongoing = matches!(record.state, State::Ongoing { .. });
-            assert!(!ongoing || wake, "nobody will wake the waiter");
+            assert!(!ongoing || wake, "no end will wake the waiter");
         }
         other => panic!("{other:?}"),
     };
@@ -206,7 +206,7 @@ fn a_takeover_in_the_middle_of_a_late_end_leaves_one_owner() {
     let successor = (claim(1, 2, false), late);
     interleaved(&prepare, &owner, &successor, |store, ended, _, taken, _| {
         let took_over = matches!(taken, Reply::Claimed { .. });
-        // The end came first and the claim met the answer, or the claim came first and the end is void.
+        // The end came first and the claim found the answer, or the claim came first and the end is void.
         assert_eq!(took_over, ended == Reply::NotOwner, "{ended:?} {taken:?}");
         let now = store.execute(&complete(1, 2, b"successor".to_vec()), late).unwrap().reply;
         assert_eq!(took_over, now == Reply::Done);
@@ -290,8 +290,8 @@ fn a_new_answer_takes_the_bytes_of_old_ones_and_leaves_their_records() {
 fn a_key_with_unknown_outcome_survives_a_flood() {
     let store = MemoryStore::open(Map::default(), "test", CROWDED).unwrap();
     store.execute(&claim(1_000, 1, false), NOW).unwrap();
-    let doubt = Command::MarkUnknown { key: key(1_000), token: token(1), unknown_for: LEASE };
-    store.execute(&doubt, NOW).unwrap();
+    let unknown = Command::MarkUnknown { key: key(1_000), token: token(1), unknown_for: LEASE };
+    store.execute(&unknown, NOW).unwrap();
     for number in 0..500 {
         store.execute(&claim(number, number, false), NOW).unwrap();
         store.execute(&complete(number, number, vec![1; 100]), NOW).unwrap();
@@ -302,7 +302,7 @@ fn a_key_with_unknown_outcome_survives_a_flood() {
     }
 }
 
-/// A host that overwrites, whatever the version.
+/// A host that overwrites a value without a check of its version.
 #[derive(Debug, Default)]
 struct Overwrites(Map);
 

@@ -7,11 +7,11 @@ use std::ops::AddAssign;
 pub struct Faults {
     /// No Redis: each Envoy's table is the store.
     pub memory: bool,
-    /// A connection breaks when something is written: the bytes are lost.
+    /// A connection breaks at a write: the bytes are lost.
     pub bytes_lost_percent: u64,
-    /// A connection breaks when something is written: Redis gets it, and its replies are lost.
+    /// A connection breaks at a write: Redis gets the bytes, and its replies are lost.
     pub replies_lost_percent: u64,
-    /// A connection breaks when something is written: Redis gets it seconds later, for the network kept it.
+    /// A connection breaks at a write: Redis gets the bytes seconds later, because the network delayed them.
     pub bytes_late_percent: u64,
     /// Redis forgets its scripts when a command comes.
     pub scripts_lost_percent: u64,
@@ -19,7 +19,7 @@ pub struct Faults {
     pub messages_lost_percent: u64,
     /// Redis refuses connections for two seconds.
     pub redis_down: bool,
-    /// Redis does nothing for two seconds, then goes on.
+    /// Redis hangs for two seconds, then goes on.
     pub redis_hangs: bool,
     /// Redis's clock steps back by two seconds, at some time.
     pub redis_clock_steps: bool,
@@ -27,11 +27,11 @@ pub struct Faults {
     pub client_gone_percent: u64,
     /// One worker's VM stops with all its streams, without a message; a new one replaces it.
     pub worker_dies: bool,
-    /// One worker does nothing for longer than a lease, then goes on as if nothing had been.
+    /// One worker hangs for longer than a lease, then goes on as if nothing had happened.
     pub worker_freezes: bool,
-    /// The wall clock of the Envoys jumps about.
+    /// The wall clock of the Envoys jumps.
     pub wall_clock_steps: bool,
-    /// The origin resets, times out, refuses the connection, or dies in the middle of its answer.
+    /// The origin resets, times out, refuses the connection, or breaks off in the middle of its answer.
     pub origin_fails_percent: u64,
     /// Many duplicates come at once.
     pub crowd: bool,
@@ -39,7 +39,7 @@ pub struct Faults {
     pub busy: bool,
 }
 
-/// A rule as the world knows it. Times in milliseconds.
+/// A rule of the simulated world. Times in milliseconds.
 pub struct Rule {
     pub name: &'static str,
     pub on_store_error: &'static str,
@@ -63,7 +63,7 @@ pub const RULES: [Rule; 7] = [
 
 pub const TTL: u64 = 8_000;
 
-/// The configuration of the filter that the rules are of.
+/// The filter's configuration with these rules.
 pub fn config() -> String {
     let ongoing = |name: &str| match name {
         "wait" | "detached" | "local-wait" => r#""ongoing": { "wait": { "max": "2s" } },"#,

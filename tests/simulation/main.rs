@@ -1,11 +1,11 @@
 //! Many requests, two Envoys of two workers, one Redis, virtual time, and everything that can go wrong on
-//! the way. What runs is the machine of a request ([`envoy_idempotency::exchange`]) and the one in front of
+//! the way. It runs the machine of a request ([`envoy_idempotency::exchange`]) and the one in front of
 //! the stores ([`envoy_idempotency::store::front`]), down to the bytes on the connections to Redis.
 //!
 //! Checked at every execution: *no key runs again while an earlier execution of it runs, is recorded, or is
-//! unknown*: by Redis's account where the rule says `refuse`, within each Envoy where it says `local`,
+//! unknown*: by Redis's records if the rule says `refuse`, within each Envoy if it says `local`,
 //! whatever Redis does. Checked at every replay: it is the answer to this operation, and recorded. Checked in
-//! every callback: it lets go no more streams than its share. Checked at the end: every request has its
+//! every callback: it handles no more streams than its budget. Checked at the end: every request has its
 //! answer, and no request waits. Every run is bounded and is repeated exactly by its seed: `SIM_SEED=7` runs that
 //! one alone, `SIM_STORY=1` prints what happens in it, `SIM_SEEDS=100000` runs so many.
 

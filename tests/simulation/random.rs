@@ -1,6 +1,6 @@
-//! Chance, the same everywhere.
+//! Random numbers, the same on every machine.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): enough to draw faults by.
+/// SplitMix64 (Steele, Lea, Flood 2014): good enough to choose faults.
 pub struct Random(pub u64);
 
 impl Random {

@@ -57,7 +57,7 @@ pub struct Redis {
     records: HashMap<Vec<u8>, Record>,
 }
 
-/// Takes whole commands out of the bytes of a connection.
+/// Extracts whole commands from the bytes of a connection.
 pub fn commands(bytes: &mut Vec<u8>) -> Vec<Vec<Vec<u8>>> {
     let mut commands = Vec::new();
     while let Some((frame, length)) = decode(bytes).expect("RESP") {

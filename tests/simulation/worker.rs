@@ -18,7 +18,7 @@ const CAPACITY: Capacity =
     Capacity { entries: 1_024, budget_bytes: 4 << 20, largest_answer: 1_000 };
 /// When a command to Redis is late.
 pub const TIMEOUT_MILLIS: u64 = 250;
-/// Streams that one callback deals with: few, so that small crowds are dealt with in many.
+/// Streams that one callback handles: few, so that small crowds need many callbacks.
 pub const SHARE: u32 = 3;
 
 /// Shared data of one Envoy.
@@ -35,7 +35,7 @@ impl SharedData for Shared {
     }
 }
 
-/// A question of a stream.
+/// A command of a stream.
 pub type StreamRequest = (usize, Question);
 
 /// A connection to Redis, as the worker has it.
@@ -43,7 +43,7 @@ pub type StreamRequest = (usize, Question);
 pub struct Socket {
     pub worker: usize,
     pub line: Connection,
-    /// Those of one line differ by it.
+    /// Distinguishes the connections of one line.
     pub number: u64,
 }
 

@@ -27,17 +27,17 @@ const WORKERS: usize = 2;
 const CLIENTS: usize = 70;
 const CROWD: usize = 60;
 const IDS: u64 = 3;
-/// Those of a busy moment, each of which is asked for by few.
+/// Ids of a busy moment, with few requests each.
 const BUSY_IDS: u64 = 100;
-/// Clients come within this time; the run then goes on until nothing is left to happen.
+/// Clients come within this time; the run then goes on until no event is left.
 const ARRIVALS_MILLIS: u64 = 12_000;
 /// Longer than a lease.
 const FROZEN_MILLIS: u64 = 2_500;
 /// How long Redis is away.
 const AWAY_MILLIS: u64 = 2_000;
-/// How far Redis's clock steps back: all that it keeps lives so much longer.
+/// How far Redis's clock steps back: all its records live so much longer.
 const STEP_MILLIS: u64 = 2_000;
-/// More events than the longest run had, by a factor of ten: an endless loop fails the test.
+/// Ten times the events of the longest run: an endless loop fails the test.
 const EVENTS: usize = 400_000;
 
 #[derive(Debug)]
@@ -112,7 +112,7 @@ struct Stream {
     ending: Ending,
     millis_at_origin: u64,
     token: Token,
-    /// When it asked its store for a claim last.
+    /// When it last asked its store for a claim.
     asked_at: u64,
     executing: bool,
     /// The worker's own request, if the execution is detached.
@@ -151,7 +151,7 @@ pub struct World {
     down: Option<(u64, u64)>,
     hangs: Option<(u64, u64)>,
     clock_steps_at: u64,
-    /// Streams that the current callback has answered or let go from elsewhere.
+    /// Streams other than its own that the current callback has answered or resumed.
     let_go: u32,
     totals: Totals,
     story: Option<Vec<String>>,
@@ -298,7 +298,7 @@ impl World {
         self.happenings.insert(self.next_event, event);
     }
 
-    /// Whose turn an event is; that of a frozen worker waits until it wakes.
+    /// The worker of an event; an event of a frozen worker waits until it wakes.
     fn worker_of(&self, event: &Event) -> Option<usize> {
         match event {
             Event::OriginAnswers { stream }
@@ -527,7 +527,7 @@ impl World {
                     self.workers[worker].connections.remove(&line);
                     self.totals.reconnects += u64::from(line == Connection::Commands);
                 }
-                front::Order::Call(..) => panic!("nobody has Webdis"),
+                front::Order::Call(..) => panic!("no worker uses Webdis"),
                 front::Order::Wake(key) => self.message(worker, key, true),
                 front::Order::WakeAskers(key) => self.message(worker, key, false),
                 front::Order::WakeHere(key) => self.workers[worker].waiters.wake(key),
@@ -538,7 +538,10 @@ impl World {
                 }
                 front::Order::Count(..) | front::Order::Took(_) | front::Order::WarnOnce(_) => {}
                 front::Order::Warn(text) => {
-                    assert!(!text.contains("nobody asked") && !text.contains("no RESP2"), "{text}");
+                    assert!(
+                        !text.contains("no command waits") && !text.contains("not RESP2"),
+                        "{text}"
+                    );
                 }
             }
         }
@@ -660,7 +663,7 @@ impl World {
         let token = done.command.token();
         let sender = self.streams.iter().find(|stream| stream.token == token);
         let asked_at = sender.map_or(0, |sender| sender.asked_at);
-        // It may have waited for another's question before it was sent.
+        // It may have waited for another's lookup before it was sent.
         let until = asked_at + 2 * TIMEOUT_MILLIS;
         let knows_the_clock = self.workers[worker].clock_known_at.is_some_and(|at| at < asked_at);
         let exempt =
@@ -784,7 +787,7 @@ impl World {
         let worker = self.streams[stream].worker;
         let now = self.time(worker);
         let Some(mut exchange) = self.streams[stream].exchange.take() else {
-            // The filter is out of it, and holds nothing.
+            // The filter is no longer involved, and holds nothing.
             if std::mem::take(&mut self.streams[stream].end_held) {
                 self.last_byte_out(stream);
             }
@@ -901,7 +904,7 @@ impl World {
                 if report.outcome == Outcome::StoreError
                     && self.rule(stream).on_store_error == "pass"
                 {
-                    // It goes its own way, unprotected.
+                    // It goes on, unprotected.
                     self.streams[stream].answered = true;
                     self.totals.passed += 1;
                 }

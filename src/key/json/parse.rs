@@ -189,7 +189,7 @@ impl<'a> Reader<'a> {
             }
             other => other,
         };
-        // A low surrogate that comes first is no character.
+        // A low surrogate that comes first is not a character.
         char::from_u32(code).ok_or(NotJson::Encoding)
     }
 

@@ -215,7 +215,7 @@ fn values_found_by_pointers_are_left_out_of_the_whole() {
     assert_eq!(without(text, &["/x", "/a/9", "/f/0", "/a/1/b/c", "/a/-"]), text);
     assert_eq!(without(text, &["/a", "/a/1/b", "/a"]), r#"{"d":{"e":5},"f":6}"#);
     assert_eq!(without(text, &["/d", ""]), "");
-    // Every pointer means an element of the whole, not of what is left by then.
+    // Every pointer means an element of the whole, not of the rest.
     assert_eq!(without(text, &["/a/0", "/a/1"]), r#"{"a":[4],"d":{"e":5},"f":6}"#);
 }
 

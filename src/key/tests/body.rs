@@ -1,4 +1,4 @@
-//! Keys and fingerprints made of what stands in the body.
+//! Keys and fingerprints from the body.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Keys made of what stands in the head.
+//! Keys from the head.
 
 use super::*;
 use proptest::prelude::*;

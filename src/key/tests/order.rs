@@ -1,4 +1,4 @@
-//! Which fault a request with several is told about.
+//! Which fault is reported for a request with several.
 
 use super::*;
 

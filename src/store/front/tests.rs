@@ -38,7 +38,7 @@ fn claim(request: u32, number: u8) -> Command {
     }
 }
 
-/// A front whose connection to Redis is open, what it has written, and whom it has answered.
+/// A front whose connection to Redis is open, its written bytes, and the requests that it has answered.
 struct World {
     front: Front<Map, u32>,
     written: Vec<u8>,
@@ -120,7 +120,7 @@ impl World {
         steps
     }
 
-    /// What Redis was asked: `E` by digest, `T` by text, `C` for its policy; and whose question it was.
+    /// The commands to Redis: `E` by digest, `T` by text, `C` for its policy; and the request of each.
     fn asked(&mut self) -> Vec<(u8, u32)> {
         let mut asked = Vec::new();
         while let Some((frame, length)) = decode(&self.written).unwrap() {
@@ -173,7 +173,7 @@ fn tombstone(request: u32) -> Vec<u8> {
 #[test]
 fn a_question_that_asks_again_does_not_overtake_one_that_is_sent_as_text() {
     let mut world = World::new(&Map::default());
-    // The third waits for the first's answer, which does not settle it: it asks again at once.
+    // The third waits for the first's reply, which is not enough for it: it asks again at once.
     world.ask(1, 1, 1);
     world.ask(2, 2, 1);
     world.ask(3, 1, 1);
@@ -181,7 +181,7 @@ fn a_question_that_asks_again_does_not_overtake_one_that_is_sent_as_text() {
     assert_eq!(world.asked(), [(b'E', 1), (b'E', 2)]);
     world.receive(&[&tombstone(1)[..], b"-NOSCRIPT No matching script.\r\n"].concat(), 2);
     world.work(2);
-    // What is written is what is waited for, in this order: no caller gets another's answer.
+    // Commands are written in the order of the expected replies: no caller gets another's answer.
     assert_eq!(world.asked(), [(b'T', 2), (b'E', 3)]);
     world.receive(&[claimed(2), tombstone(3)].concat(), 3);
     world.work(3);
@@ -215,7 +215,7 @@ fn ten_thousand_that_wait_for_one_answer_cost_a_linear_number_of_steps() {
     (1..=10_000).for_each(|request| world.ask(request, 1, 1));
     world.carry_out(1);
     assert_eq!(world.asked(), [(b'E', 1)]);
-    // Nothing comes for a while: one of them looks each pause, not all.
+    // Nothing comes for a while: one of them asks per pause, not all.
     for millis in (2..200).step_by(10) {
         assert!(world.work(millis) <= 1);
     }
@@ -237,7 +237,7 @@ fn a_question_in_another_worker_is_waited_for_though_this_one_did_not_listen_yet
     first.receive(&claimed(1), 2);
     first.work(2);
     assert_eq!(first.woken, [key(1)]);
-    // Nobody told the second. It looks when it has begun to listen.
+    // The second got no message. It asks again when it has begun to listen.
     second.carry_out(2);
     assert_eq!(second.work(2), 1);
     let [(2, Ok(Reply::Exists(_)))] = &second.replies[..] else { panic!("{:?}", second.replies) };

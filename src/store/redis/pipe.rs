@@ -351,7 +351,7 @@ impl Pipe {
         }
         // A command that was never sent has no reply to drop.
         self.waiting.retain(|waiting| waiting.command.is_some() || waiting.sent_at.is_some());
-        // Not only the first in line: a command that was sent again as text stands behind younger ones.
+        // All must be checked: a command that was sent again as text stands behind younger ones.
         let live = self.waiting.iter().filter(|waiting| waiting.command.is_some());
         self.late_at = live.map(|waiting| waiting.deadline).min();
     }

@@ -39,7 +39,7 @@ fn claim(number: u8) -> Command {
     claim_of(KEY, number, false)
 }
 
-/// Of one who waits.
+/// Of a request that waits.
 fn watching(number: u8) -> Command {
     claim_of(KEY, number, true)
 }
@@ -77,7 +77,7 @@ fn answer(bytes: usize) -> Kept {
     Kept::Answer(Answer { headers, body: vec![b'a'; bytes] })
 }
 
-/// A record of another Envoy's, by token number 9.
+/// A record of another Envoy, by token number 9.
 fn elsewhere(state: State) -> Record {
     Record { token: token(9), fingerprint: SAME, attempt: 2, first_seen: FIRST_SEEN, state }
 }
@@ -94,16 +94,16 @@ fn tiers(map: &Map) -> Tiers<Map> {
     Tiers::new(MemoryStore::open(map.clone(), "test", CAPACITY).unwrap(), COPY, TIMEOUT)
 }
 
-/// The record that a claim is answered by without the shared store; `None` if that is asked.
+/// The record that answers a claim without the shared store; `None` if that is asked.
 fn known(tiers: &Tiers<Map>, claim: &Command, millis: u64) -> Option<Record> {
     match tiers.begin(claim, at(millis)) {
         Begun::Answered(record) => Some(record),
-        Begun::Undecided(until) => panic!("somebody asks, until {until:?}"),
+        Begun::Undecided(until) => panic!("a lookup is in flight, until {until:?}"),
         Begun::AskShared => None,
     }
 }
 
-/// Until when a claim waits for another's question; `None` if it does not.
+/// Until when a claim waits for another's lookup; `None` if it does not.
 fn undecided(tiers: &Tiers<Map>, claim: &Command, millis: u64) -> Option<Timestamp> {
     match tiers.begin(claim, at(millis)) {
         Begun::Undecided(until) => Some(until),
@@ -135,7 +135,7 @@ fn running(map: &Map) -> Tiers<Map> {
     tiers
 }
 
-/// The shared store has told of this record elsewhere, at 0.
+/// The shared store has returned this record of another Envoy, at 0.
 fn told(map: &Map, record: Record) -> Tiers<Map> {
     let tiers = tiers(map);
     asks(&tiers, &claim(1), Ok(Reply::Exists(record)), 0);
@@ -180,7 +180,7 @@ fn while_one_asks_the_others_wait_for_its_answer() {
     assert_eq!(known(&tiers, &claim(1), 0), None);
     assert_eq!(undecided(&tiers, &claim(2), 100), Some(at(500)));
     assert_eq!(undecided(&tiers, &watching(3), 100), Some(at(500)));
-    // Who asked has not come back in twice the time that it may take.
+    // The asking request has not come back in twice the time that it may take.
     assert_eq!(undecided(&tiers, &claim(3), 499), Some(at(500)));
     assert_eq!(known(&tiers, &claim(3), 500), None);
 }
@@ -230,7 +230,7 @@ fn a_record_without_an_answer_is_looked_up_each_time() {
     let tiers = told(&map, finished(3_600_000, Kept::Nothing));
     assert_eq!(known(&tiers, &claim(2), 1), None);
     assert!(undecided(&tiers, &claim(3), 1).is_some());
-    // Should the shared store fail now, this is all that is known of what ran.
+    // If the shared store fails now, only this is known of the execution.
     tiers.conclude(&claim(2), Err(DOWN), at(2));
     let reply = tiers.local_only(&claim(2), at(3)).unwrap().reply;
     assert!(matches!(reply, Reply::Exists(_)), "{reply:?}");
@@ -261,7 +261,7 @@ fn an_answer_that_had_to_go_for_another_is_asked_for_again() {
     assert_eq!(tiers.take_tally().evicted, 1);
     assert_eq!(known(&tiers, &claim_other, 3), Some(finished(3_600_000, answer(11 << 10))));
     assert_eq!(known(&tiers, &claim(2), 3), None);
-    // The shared store still has it, whatever was left of it here; and then it is here again.
+    // The shared store still has it, even if it was evicted here; and then it is here again.
     let there = finished(3_600_000, answer(10 << 10));
     let concluded = tiers.conclude(&claim(2), Ok(Reply::Exists(there.clone())), at(4));
     assert_eq!(concluded.reply, Ok(Reply::Exists(there)));
@@ -280,7 +280,7 @@ fn a_request_that_does_not_wait_may_use_a_snapshot_of_ten_milliseconds() {
 
 #[test]
 fn waiters_look_again_at_a_claim_elsewhere_the_later_the_longer_it_is_known() {
-    // How long the claim was known when it was looked at again, and how long that look is good for.
+    // How long the claim was known at the next lookup, and how long that lookup is good for.
     for (age, pause) in [(150, 100), (300, 100), (1_500, 375), (2_400, 600), (60_000, 1_000)] {
         let map = Map::default();
         let tiers = tiers(&map);
@@ -308,7 +308,7 @@ fn of_many_that_find_a_snapshot_too_old_one_asks() {
     let tiers = told(&map, ongoing(8_000));
     let asks = |claim: &Command, millis| undecided(&tiers, claim, millis).is_none();
     assert_eq!((2..50).filter(|number| asks(&claim(*number), 10)).count(), 1);
-    // And of those who wait.
+    // And of waiting requests.
     let map = Map::default();
     let tiers = told(&map, ongoing(8_000));
     let asks = |claim: &Command, millis| undecided(&tiers, claim, millis).is_none();
@@ -334,13 +334,13 @@ fn a_message_about_an_end_removes_a_snapshot_of_another_envoys_claim() {
     let mirror = told(&map, ongoing(8_000));
     mirror.ended(KEY, at(1));
     assert_eq!(known(&mirror, &watching(2), 1), None);
-    // That was a question, whose reply may be older than the end.
+    // That was a lookup, whose reply may be older than the end.
     mirror.ended(KEY, at(2));
     assert_eq!(known(&mirror, &watching(3), 2), None);
     let map = Map::default();
-    let doubt = told(&map, elsewhere(State::Unknown { until: at(30_000) }));
-    doubt.ended(KEY, at(1));
-    assert_eq!(known(&doubt, &claim(2), 1), None);
+    let unknown = told(&map, elsewhere(State::Unknown { until: at(30_000) }));
+    unknown.ended(KEY, at(1));
+    assert_eq!(known(&unknown, &claim(2), 1), None);
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn a_reply_that_may_be_older_than_the_end_is_not_mirrored() {
     let concluded = tiers.conclude(&claim(1), Ok(Reply::Exists(ongoing(8_000))), at(2));
     assert!(matches!(concluded.reply, Ok(Reply::Exists(_))), "{concluded:?}");
     assert_eq!(known(&tiers, &claim(2), 2), None);
-    // Nor does a still later one take the place of the second's question.
+    // Nor does a still later one replace the second's lookup.
     tiers.conclude(&claim(1), Ok(Reply::Exists(ongoing(8_000))), at(3));
     assert!(undecided(&tiers, &claim(3), 3).is_some());
 }
@@ -433,7 +433,7 @@ fn an_execution_here_is_replayed_here_though_the_shared_store_has_no_record() {
     let concluded = tiers.conclude(&complete(1, answer(10)), Err(DOWN), at(100));
     assert_eq!(concluded.reply, Err(DOWN));
     assert_eq!(kept(&known(&tiers, &claim(2), 200).unwrap()), &answer(10));
-    // It is told at the second try, which changes nothing here.
+    // It gets the record at the second try, which changes nothing here.
     tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(300));
     assert_eq!(kept(&known(&tiers, &claim(2), 400).unwrap()), &answer(10));
 }
@@ -525,7 +525,7 @@ fn a_local_only_decision_stays_valid_here_when_the_shared_store_is_back() {
     let record = known(&tiers, &claim(2), 2).unwrap();
     assert_eq!(record.state, State::Unknown { until: at(60_001) });
     assert_eq!(local_only(claim(3), 60_001), Reply::Claimed { attempt: 2 });
-    // More than fits: a tombstone, and no reason to ask who does not know.
+    // More than fits: a tombstone, and no reason to ask a store that does not know it.
     assert_eq!(local_only(complete(3, answer(100 << 10)), 60_002), Reply::Done);
     let record = known(&tiers, &claim(4), 60_003).unwrap();
     assert!(matches!(record.state, State::Finished { kept: Kept::Nothing, .. }), "{record:?}");
@@ -540,7 +540,7 @@ fn others_are_not_compared_with_a_different_request_while_it_asks() {
         *fingerprint = Fingerprint([7; 32]);
     }
     assert_eq!(known(&tiers, &differs, 0), None);
-    // One of the two is the first, and the shared store alone knows which.
+    // One of the two is the first, and only the shared store knows which.
     assert!(undecided(&tiers, &claim(2), 0).is_some());
     tiers.conclude(&differs, Ok(Reply::Exists(ongoing(8_000))), at(1));
     assert_eq!(known(&tiers, &claim(3), 2).unwrap().fingerprint, SAME);
@@ -575,7 +575,7 @@ fn a_table_that_cannot_be_written_refuses_no_request() {
     tiers.ended(KEY, at(3));
 }
 
-/// What must still be known when the shared store has failed: it decides then.
+/// Records that must still be known when the shared store has failed: they decide then.
 fn local_only_says(tiers: &Tiers<Map>, millis: u64) -> Reply {
     tiers.local_only(&claim(50), at(millis)).unwrap().reply
 }

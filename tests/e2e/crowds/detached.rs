@@ -27,7 +27,7 @@ fn in_memory() -> Value {
     rules
 }
 
-/// So many of so many keys run; the origin answers all of them at once.
+/// This many with this many keys run; the origin answers all of them at once.
 async fn all_get_the_answer(scene: Scene, number: usize, keys: usize) {
     let requests = scene.requests("/pay", number, keys).into_iter();
     let mut requests: Vec<_> =

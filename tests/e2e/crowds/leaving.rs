@@ -25,7 +25,7 @@ async fn replace(scene: &mut Scene, rules: &Value) {
     let port = scene.deployment.origin.address.port();
     let bootstrap = roomy(Bootstrap::demo().rules(rules)).origin(port);
     scene.deployment.envoy().replace(bootstrap).await;
-    // Envoy tries each configuration in a VM of the main thread's own.
+    // Envoy tries each configuration in a VM of its main thread.
     scene.vms[0] += 1;
 }
 
@@ -66,7 +66,7 @@ async fn three_thousand_that_wait_when_their_configuration_ends_are_let_go() {
     all_are_cut_off(1).await;
 }
 
-/// The origin dies while so many of so many keys run or wait.
+/// The origin dies while this many with this many keys run or wait.
 async fn the_origin_dies(store: Store, number: usize, keys: usize) {
     let mut scene = Scene::start(store, &rules(json!({}))).await;
     let mut requests = held(scene.requests("/pay", number, keys));
@@ -80,7 +80,7 @@ async fn the_origin_dies(store: Store, number: usize, keys: usize) {
     assert_eq!(scene.executions(), keys);
     let port = scene.deployment.origin.address.port();
     scene.deployment.origin = Origin::start_on(port).await;
-    // The request before the crowd is counted no more.
+    // The request before the crowd is not counted any more.
     assert_eq!(scene.post(0, "/pay", "after").send().await.status, 200);
     scene.is_unharmed().await;
 }
@@ -124,7 +124,7 @@ impl Hosts {
         self.0.file("hosts.json")
     }
 
-    /// Puts these ports of this machine in the deployment of those that are there.
+    /// Replaces the hosts by these ports of this machine.
     fn are(&self, ports: &[u16]) {
         let endpoints = ports.iter().map(|port| {
             let address = json!({ "address": "127.0.0.1", "port_value": port });
@@ -161,7 +161,7 @@ impl Hosts {
     }
 }
 
-/// So many wait when the hosts of their cluster go; the first is released, and each that takes over finds
+/// This many wait when the hosts of their cluster go; the first is released, and each that takes over finds
 /// no host and is released in turn.
 async fn each_takes_over_and_finds_no_host(store: Store, number: usize) {
     let hosts = Hosts(Scratch::new());

@@ -14,12 +14,12 @@ fn rules(timeout: &str) -> Value {
     rules
 }
 
-/// Where a test waits for it, it is the shorter.
+/// Shorter, for tests that wait for it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 const REFUSED: &str = "503 store-unavailable";
 
-/// So many of so many keys ask a Redis that hangs until all of them are late in one moment; then it wakes up.
+/// This many with this many keys ask a Redis that hangs until all of them are late in one moment; then it wakes up.
 async fn it_hangs(number: usize, keys: usize) {
     let scene = Scene::start(Store::Redis, &rules("2s")).await;
     let redis = scene.deployment.redis.as_ref().unwrap();
@@ -43,7 +43,7 @@ async fn three_thousand_of_two_hundred_keys_that_ask_a_redis_that_hangs_are_refu
     it_hangs(3_000, 200).await;
 }
 
-/// So many of so many keys ask a Redis that is frozen and then killed.
+/// This many with this many keys ask a Redis that is frozen and then killed.
 async fn it_dies(number: usize, keys: usize) {
     let mut scene = Scene::start(Store::Redis, &rules("5s")).await;
     scene.redis().freeze().await;
@@ -66,7 +66,7 @@ async fn three_thousand_of_two_hundred_keys_that_ask_a_redis_that_dies_are_refus
     it_dies(3_000, 200).await;
 }
 
-/// So many of so many keys ask a Redis that is frozen and then wakes up: each key runs once. No more than
+/// This many with this many keys ask a Redis that is frozen and then wakes up: each key runs once. No more than
 /// 1,024 commands of a worker are under way.
 async fn it_wakes_up(number: usize, keys: usize) {
     let scene = Scene::start(Store::Redis, &rules("5s")).await;
@@ -97,7 +97,7 @@ enum Fate {
     Hangs,
 }
 
-/// So many run when Redis goes; the origin answers them all; Redis comes back.
+/// This many run when Redis goes away; the origin answers them all; Redis comes back.
 async fn it_goes_while_they_run(number: usize, fate: Fate) {
     let mut scene = Scene::start(Store::Redis, &rules("2s")).await;
     let requests = scene.requests("/pay", number, number).into_iter();

@@ -24,7 +24,7 @@ async fn first(scene: &Scene, headers: &[(&str, &str)]) -> Crowd {
     first
 }
 
-/// So many that wait for it at each Envoy; one that runs instead is held once more.
+/// This many that wait for it at each Envoy; one that runs instead is held once more.
 async fn waiters(scene: &Scene, numbers: &[usize]) -> Vec<Crowd> {
     let mut crowds = Vec::new();
     for (envoy, number) in numbers.iter().enumerate() {

@@ -18,7 +18,7 @@ fn channels() -> Channels {
     Channels::new(settings(None), 7)
 }
 
-/// With one who waits for [`KEY`], and listening.
+/// With a waiter for [`KEY`], and listening.
 fn listening() -> Channels {
     let mut channels = channels();
     assert_eq!(channels.watch(KEY, at(0)), [Event::Open(Connection::Channels)]);
@@ -38,7 +38,7 @@ fn said(words: &[&str]) -> Event {
     Event::Write(Connection::Channels, out)
 }
 
-/// What Redis sends: a confirmation, which ends with a number, or a message, which ends with a text.
+/// Bytes of Redis: a confirmation, which ends with a number, or a message, which ends with a text.
 fn word(kind: &str, key: Key) -> Vec<u8> {
     let end = if kind == "message" { "$1\r\n1" } else { ":1" };
     let name = name(key);
@@ -49,7 +49,7 @@ fn word(kind: &str, key: Key) -> Vec<u8> {
 fn no_connection_is_opened_while_no_request_waits() {
     let mut channels = channels();
     assert_eq!((channels.alarm(), channels.tick(at(0))), (None, Vec::new()));
-    // Who waited has gone before the connection was there.
+    // The waiter has left before the connection was open.
     channels.watch(KEY, at(0));
     assert_eq!(channels.unwatch(KEY, at(1)), []);
     channels.closed(at(2));
@@ -112,7 +112,7 @@ fn a_message_wakes_only_waiters_of_its_key_that_are_still_there() {
     assert_eq!(channels.received(&word("message", OTHER), at(1)), []);
     channels.unwatch(KEY, at(2));
     assert_eq!(channels.received(&word("message", KEY), at(3)), []);
-    // Nor is the end of a subscription a word, for who has come meanwhile.
+    // Nor is the end of a subscription a message for a waiter that has come meanwhile.
     channels.watch(KEY, at(3));
     assert_eq!(channels.received(&word("unsubscribe", KEY), at(3)), []);
 }
@@ -140,7 +140,7 @@ fn a_lost_connection_is_opened_again_with_all_that_is_watched() {
     assert_eq!(channels.unwatch(OTHER, at(2)), []);
     assert_eq!(channels.tick(alarm), [Event::Open(Connection::Channels)]);
     assert_eq!(channels.opened(alarm), [said(&["SUBSCRIBE", &name(KEY)])]);
-    // What was lost meanwhile is made up for, and half a word is forgotten.
+    // Lost messages are made up for, and half a message is forgotten.
     assert_eq!(channels.received(&word("subscribe", KEY), alarm), [Event::Ended(KEY)]);
 }
 
@@ -160,7 +160,7 @@ fn a_connection_that_cannot_be_had_is_tried_again_with_growing_pauses() {
     }
     assert!(pauses[0] < Duration::from_millis(50), "{pauses:?}");
     assert!(pauses[9] >= Duration::from_millis(500), "{pauses:?}");
-    // One that was of use is not held against it.
+    // A connection that was usable is not counted as a failure.
     channels.opened(now);
     channels.received(&word("subscribe", KEY), now);
     channels.closed(now);
@@ -188,13 +188,13 @@ fn a_refusal_is_logged_once_and_not_retried_for_a_minute() {
 #[test]
 fn an_unused_connection_is_closed_after_ten_seconds() {
     let mut channels = listening();
-    assert_eq!(channels.tick(at(60_000)), [], "somebody waits");
+    assert_eq!(channels.tick(at(60_000)), [], "a request waits");
     channels.unwatch(KEY, at(60_000));
     assert_eq!(channels.alarm(), Some(at(70_000)));
     assert_eq!(channels.tick(at(69_999)), []);
     assert_eq!(channels.tick(at(70_000)), [Event::Close(Connection::Channels)]);
     assert_eq!(channels.alarm(), None);
-    // It was not missed, so the next who waits has one at once.
+    // No waiter needed it, so the next one gets a connection at once.
     assert_eq!(channels.watch(KEY, at(70_000)), [Event::Open(Connection::Channels)]);
 }
 
@@ -256,7 +256,7 @@ proptest! {
                 prop_assert!(fits, "{:?}", event);
             }
         }
-        // Whatever it was, it listens or will.
+        // Whatever the event was, it listens or will listen.
         prop_assert!(channels.reconnect.is_open() || channels.alarm().is_some());
     }
 }

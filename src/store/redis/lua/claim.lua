@@ -1,9 +1,9 @@
--- Claims KEYS[1], or says who has it. ARGV: the claim's head, its deadline, attempt and first seen not
--- filled in; lease (ms); by this clock, when its sender stops believing in it (ms; 0: nobody knows).
+-- Claims KEYS[1], or returns its record. ARGV: the claim's head, with deadline, attempt and first seen not
+-- filled in; lease (ms); the claim's deadline in transit by this clock (ms; 0: not known).
 local claim, lease, not_after = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function put(attempt, first_seen)
-  -- It was too long on its way. Its sender has given up, and may have taken it back already.
+  -- It was in transit for too long. Its sender has given up, and may have released it already.
   if not_after > 0 and now > not_after then return answer('L' .. u64(now)) end
   local record = claim:sub(1, DEADLINE - 1) .. u64(now + lease) .. claim:sub(UNKNOWN_FOR, ATTEMPT - 1)
     .. u32(attempt) .. first_seen .. claim:sub(STATUS)
@@ -18,12 +18,12 @@ if wrong then return redis.error_reply(wrong) end
 
 local state, deadline = state_of(record), u64_at(record, DEADLINE)
 if state == ONGOING and now >= deadline then
-  -- The lease has lapsed: nobody can tell.
+  -- The lease has lapsed: the outcome is unknown.
   state, deadline = UNKNOWN, deadline + u64_at(record, UNKNOWN_FOR)
   record = with_state(record, state, deadline)
 end
 if now < deadline then
-  -- A retry of itself, its first reply lost.
+  -- A retry of itself: its first reply was lost.
   if state == ONGOING and token_of(record) == token_of(claim) then
     return answer('C' .. u64(now) .. record:sub(ATTEMPT, FIRST_SEEN - 1))
   end

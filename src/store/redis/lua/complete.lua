@@ -1,10 +1,10 @@
--- The execution ended. ARGV: token, ttl (ms), the record to keep, of which fingerprint, deadline, attempt
+-- The execution ended. ARGV: token, ttl (ms), the record to keep; its fingerprint, deadline, attempt
 -- and first seen are not filled in.
 local ttl, kept = tonumber(ARGV[2]), ARGV[3]
 local head, otherwise = owned()
 if not head then return otherwise end
 local state = state_of(head)
--- A retry of itself, its first reply lost.
+-- A retry of itself: its first reply was lost.
 if state ~= ONGOING and state ~= UNKNOWN then return answer('D') end
 local record = kept:sub(1, FINGERPRINT - 1) .. head:sub(FINGERPRINT, DEADLINE - 1) .. u64(now + ttl)
   .. kept:sub(UNKNOWN_FOR, ATTEMPT - 1) .. head:sub(ATTEMPT, STATUS - 1) .. kept:sub(STATUS)

@@ -1,4 +1,4 @@
--- It may have run; nobody can tell. ARGV: token, how long (ms).
+-- It may have run; the outcome is unknown. ARGV: token, for how long (ms).
 local unknown_for = tonumber(ARGV[2])
 local head, otherwise = owned()
 if not head then return otherwise end

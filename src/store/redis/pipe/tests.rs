@@ -57,19 +57,19 @@ fn complete(number: u64, bytes: usize) -> Command {
     }
 }
 
-/// What Redis's clock says at this time of the test's.
+/// Redis's time at this time of the test.
 fn there(millis: u64) -> u64 {
     5_000_000 + millis
 }
 
-/// Redis's reply to a claim at 0; the attempt tells which.
+/// Redis's reply to a claim at 0; the attempt distinguishes them.
 fn claimed(number: u64) -> Vec<u8> {
     let attempt = u32::try_from(number).unwrap().to_be_bytes();
     let tag = &token(number).0[..4];
     [b"$17\r\n", tag, b"C", &there(0).to_be_bytes(), &attempt[..], b"\r\n"].concat()
 }
 
-/// Redis's reply to what ends a claim.
+/// Redis's reply to a command that ends a claim.
 fn done(number: u64) -> Vec<u8> {
     [b"$5\r\n", &token(number).0[..4], b"D\r\n"].concat()
 }
@@ -85,7 +85,7 @@ fn unavailable<T>(why: &'static str) -> Result<T, StoreError> {
 const IN_TIME: &str = "Redis did not answer in time";
 const UNREACHED: &str = "Redis cannot be reached";
 
-/// What the host has of a connection.
+/// The host's state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     None,
@@ -93,14 +93,14 @@ enum Phase {
     Open,
 }
 
-/// A pipe and the Redis at its other end, which says what the test says.
+/// A pipe and the Redis at its other end, whose replies the test chooses.
 struct World {
     pipe: Pipe,
     connection: Phase,
     opens: usize,
-    /// What was written on this connection and is no whole command yet.
+    /// Bytes that were written on this connection and are not a whole command yet.
     bytes: Vec<u8>,
-    /// What Redis was asked on this connection and the test has not looked at.
+    /// Commands on this connection that the test has not checked yet.
     asked: VecDeque<Vec<Vec<u8>>>,
     replies: Vec<(u64, Result<Reply, StoreError>)>,
     warnings: Vec<String>,
@@ -138,7 +138,7 @@ impl World {
         world
     }
 
-    /// Does what the host has to, in order.
+    /// Carries out the host's work, in order.
     fn perform(&mut self, events: Vec<Event>) {
         for event in events {
             match event {
@@ -191,7 +191,7 @@ impl World {
     }
 
     fn opened(&mut self, millis: u64) {
-        assert_eq!(self.connection, Phase::Opening, "nobody wanted a connection");
+        assert_eq!(self.connection, Phase::Opening, "no connection was requested");
         self.connection = Phase::Open;
         let events = self.pipe.opened(at(millis));
         self.perform(events);
@@ -202,7 +202,7 @@ impl World {
         self.perform(events);
     }
 
-    /// The connection is gone, or could not be had.
+    /// The connection is closed, or could not be opened.
     fn closed(&mut self, millis: u64) {
         assert_ne!(self.connection, Phase::None, "there is none");
         self.lost();
@@ -231,7 +231,7 @@ impl World {
         self.pipe.alarm().map(|alarm| alarm.as_millis() - at(0).as_millis())
     }
 
-    /// What Redis was asked, in short.
+    /// The commands to Redis, in short.
     fn said(&mut self) -> Vec<String> {
         self.asked.drain(..).map(|command| short(&command)).collect()
     }
@@ -429,7 +429,7 @@ fn a_silent_pipe_is_given_up_and_commands_in_time_are_sent_again_with_their_toke
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
     assert_eq!(world.connection, Phase::None);
-    // What comes on the old connection all the same is of no use.
+    // Bytes that still come on the old connection are ignored.
     world.reply(&claimed(1), LATE);
     assert!(world.until_opening() < 200 + LATE);
     world.opened(310);
@@ -447,7 +447,7 @@ fn a_silent_pipe_is_given_up_even_if_no_command_waits_any_more() {
     world.reply(&claimed(1)[..3], 200);
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unanswered(IN_TIME))]);
-    // The next command would be late on it for nothing.
+    // The next command would be late on it without need.
     assert_eq!((world.connection, world.alarm()), (Phase::Open, Some(200 + LATE)));
     world.tick(200 + LATE);
     assert_eq!((world.connection, world.alarm()), (Phase::None, None));
@@ -535,7 +535,7 @@ fn after_two_failed_connections_commands_fail_at_once_until_the_pause_is_over() 
     world.reply(NOEVICTION, over);
     world.reply(&claimed(5), over);
     assert_eq!(world.outcomes(), [(5, Ok(Reply::Claimed { attempt: 5 }))]);
-    // It is of use again, so the next failure is a first one.
+    // It is usable again, so the next failure is a first one.
     world.ask(6, over);
     world.closed(over);
     assert_eq!(world.outcomes(), []);
@@ -579,7 +579,7 @@ fn no_more_than_64_mebibytes_are_under_way() {
     world.ask_for(2, complete(2, 32 << 20), 1);
     world.ask_for(3, complete(3, 1), 2);
     assert_eq!(world.outcomes(), [(3, unavailable("too many commands are under way"))]);
-    // What takes no bytes is no burden.
+    // A connection that takes no bytes costs nothing.
     world.ask(4, 2);
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unavailable(IN_TIME))]);
@@ -600,11 +600,11 @@ fn a_refused_login_is_logged_once_until_it_succeeds_again() {
                 now = world.until_opening();
             }
             world.opened(now);
-            // The others' errors come along, and are not taken for replies.
+            // The errors for the others come too, and are not taken for replies.
             world.reply(&[&refused[..], b"-NOAUTH x\r\n-NOAUTH x\r\n"].concat(), now);
             assert_eq!(world.connection, Phase::None);
         }
-        // Twice in a row: there is no hope.
+        // Twice in a row: it counts as unreachable.
         assert_eq!(world.outcomes(), [(1, unanswered(UNREACHED))]);
         assert_eq!(world.warnings.len(), 1, "{:?}", world.warnings);
         assert!(!world.warnings.concat().contains("secret"));
@@ -654,7 +654,7 @@ fn only_a_command_that_was_never_sent_is_known_not_to_be_done() {
     world.ask(1, 0);
     world.tick(LATE);
     assert_eq!(world.outcomes(), [(1, unavailable(IN_TIME))]);
-    // Sent, on a connection that is no more.
+    // Sent, on a connection that is closed.
     world.ask(2, LATE);
     world.opened(LATE);
     world.closed(LATE + 1);
@@ -663,20 +663,20 @@ fn only_a_command_that_was_never_sent_is_known_not_to_be_done() {
     world.tick(2 * LATE);
     world.tick(opening + LATE);
     assert_eq!(world.outcomes(), [(2, unanswered(IN_TIME)), (3, unavailable(IN_TIME))]);
-    // What was late before it could be sent is not sent at all.
+    // A command that was late before it could be sent is not sent at all.
     world.opened(opening + LATE);
     assert_eq!(world.said(), ["CONFIG GET maxmemory-policy"]);
 }
 
-/// What may happen to a pipe.
+/// An event of a pipe.
 #[derive(Clone, Copy, Debug)]
 enum Happening {
     Ask,
     AskMuch,
-    /// The attempt at a connection, or the connection, comes to this.
+    /// The connection, or the attempt at one, ends in this state.
     Opened,
     Closed,
-    /// The oldest question gets a reply that fits.
+    /// The oldest command gets a correct reply.
     Reply,
     /// Half of one: the rest comes with the next reply.
     HalfReply,
@@ -705,23 +705,23 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-/// A world in which time goes by, and what each of its commands has come to.
+/// A world in which time passes, and the result of each of its commands.
 struct Run {
     world: World,
     now: u64,
     deadlines: HashMap<u64, u64>,
     asked: u64,
-    /// What is left of a reply that was cut in two.
+    /// The rest of a reply that was cut in two.
     rest: Vec<u8>,
 }
 
 impl Run {
-    /// What Redis would say to the oldest question.
+    /// Redis's reply to the oldest command.
     fn next_reply(&mut self) -> Option<Vec<u8>> {
         let command = self.world.asked.pop_front()?;
         Some(match short(&command).split(' ').next() {
             Some("CONFIG") => NOEVICTION.to_vec(),
-            // The token is an argument of its own only to what ends a claim.
+            // The token is an argument of its own only in commands that end a claim.
             _ if command[4].len() == 16 => done(number(&command)),
             _ => claimed(number(&command)),
         })
@@ -732,7 +732,7 @@ impl Run {
         self.world.reply(&bytes, self.now);
     }
 
-    /// An error in place of the reply to the oldest question, if that is a call.
+    /// An error instead of the reply to the oldest command, if that is a call.
     fn say_error(&mut self, error: &[u8]) {
         if self.world.asked.pop_front().is_some() {
             self.say(error);
@@ -807,14 +807,18 @@ impl Run {
 
     fn check(&mut self) {
         for (number, reply) in self.world.outcomes() {
-            let deadline = self.deadlines.remove(&number).expect("told twice, or never asked");
-            assert!(self.now <= deadline, "{number} was told at {}, not at {deadline}", self.now);
+            let deadline = self.deadlines.remove(&number).expect("a second reply, or no command");
+            assert!(
+                self.now <= deadline,
+                "{number} got its reply at {}, not at {deadline}",
+                self.now
+            );
             if let Ok(Reply::Claimed { attempt }) = reply {
                 assert_eq!(u64::from(attempt), number, "another's reply");
             }
         }
         let overdue = self.deadlines.values().filter(|deadline| **deadline < self.now).count();
-        assert_eq!(overdue, 0, "at {} nobody was told", self.now);
+        assert_eq!(overdue, 0, "at {} no reply had come", self.now);
     }
 }
 
@@ -831,7 +835,7 @@ proptest! {
         }
         run.wait(LATE);
         prop_assert_eq!(run.deadlines.len(), 0);
-        prop_assert_eq!(run.world.pipe.bytes, 0, "bytes that nobody has any more");
+        prop_assert_eq!(run.world.pipe.bytes, 0, "bytes that no command has any more");
     }
 
     #[test]
@@ -849,7 +853,7 @@ proptest! {
     }
 }
 
-/// By Redis's clock, when the sender of a claim stops believing in it.
+/// The deadline of a claim, by Redis's clock.
 fn not_after(command: &[Vec<u8>]) -> u64 {
     String::from_utf8(command[6].clone()).unwrap().parse().unwrap()
 }
@@ -901,7 +905,7 @@ fn a_reply_that_names_another_question_closes_the_pipe() {
     let opening = world.until_opening();
     world.opened(opening);
     assert_eq!(world.said(), ["EVALSHA 2", "EVALSHA 3"]);
-    // Nor is it taken for one that nobody waits for any more.
+    // Nor is it taken for one that no command waits for any more.
     let mut world = World::greeted();
     world.ask(1, 0);
     world.ask(2, 100);

@@ -44,7 +44,7 @@ fn claimed(number: u8, attempt: u8) -> Vec<u8> {
     [b"$17\r\n", &[number; 4][..], b"C", &time, &[0, 0, 0, attempt], b"\r\n"].concat()
 }
 
-/// What comes of a claim that is answered so.
+/// The result of a claim with this answer.
 fn outcome(status: u16, body: &[u8]) -> Result<Reply, StoreError> {
     let mut webdis = webdis();
     asked(&mut webdis, 1, claim(1));

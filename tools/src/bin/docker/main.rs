@@ -430,7 +430,7 @@ async fn rolling_restart(fleet: &Arc<Fleet>) {
     tell(
         retry.code() == "outcome-unknown",
         &format!(
-            "its retry is told that it may have run: {}, {} s after envoy1 was back",
+            "its retry gets outcome-unknown: {}, {} s after envoy1 was back",
             kind(&retry),
             ended.elapsed().as_secs()
         ),

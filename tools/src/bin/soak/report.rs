@@ -87,7 +87,7 @@ impl Report<'_> {
         fails(self.vms.0 != self.vms.1, "a worker stopped");
         let seen = self.load.seen();
         let unexplained = |seen: &Seen| matches!(seen, Seen::Unexplained(_));
-        fails(seen.keys().any(unexplained), "an answer that nobody can explain");
+        fails(seen.keys().any(unexplained), "an unexpected answer");
         let (crowds, longest) = self.load.crowds();
         fails(longest > CROWD_IN_TIME, "an answer in a crowd that was late");
         let refused = seen.contains_key(&Seen::StoreAway);
