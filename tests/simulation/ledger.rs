@@ -22,6 +22,8 @@ struct Execution {
     own_lease_until: u64,
     /// From then on it may run again in its own Envoy; `None` while nothing has ended it.
     own_free_at: Option<u64>,
+    /// When its owner has asked its store for its end first.
+    own_ended_at: Option<u64>,
     /// Its own Envoy knows of its end, whether or not Redis does.
     end_heard: bool,
     /// It ended with an outcome that nobody knows.
@@ -79,6 +81,9 @@ impl Ledger {
     /// The owner of a claim asks its store for this.
     pub fn owner_asks(&mut self, command: &Command, unknown_for: u64, now: u64) {
         let Some(execution) = self.of(command.token()) else { return };
+        if !matches!(command, Command::Claim { .. } | Command::Extend { .. }) {
+            execution.own_ended_at.get_or_insert(now);
+        }
         match command {
             Command::Claim { .. } => {}
             Command::Extend { lease, .. } => {
@@ -137,9 +142,14 @@ impl Ledger {
         for earlier in self.executions.iter().filter(|earlier| earlier.operation == operation) {
             let lapses = |lease: u64| lease + rule.unknown_for;
             let by_redis = earlier.redis_free_at.or(earlier.redis_lease_until.map(lapses));
-            let own = earlier.own_free_at.unwrap_or(lapses(earlier.own_lease_until));
+            // An end that is asked for when the claim has lapsed in Redis may find that it is taken over.
+            let taken_over = earlier.redis_lease_until.map(lapses).is_some_and(|lapsed_at| {
+                earlier.own_ended_at.is_some_and(|ended_at| lapsed_at <= ended_at)
+            });
+            let own_free_at = earlier.own_free_at.filter(|_| !taken_over);
+            let own = own_free_at.unwrap_or(lapses(earlier.own_lease_until));
             // Redis may have missed heartbeats, so that the claim lapsed there before.
-            let may_lapse = earlier.is_unknown || earlier.own_free_at.is_none();
+            let may_lapse = earlier.is_unknown || own_free_at.is_none();
             let by_owner = by_redis.filter(|_| may_lapse).map_or(own, |redis| own.min(redis));
             let (free_at, at) = match (rule.on_store_error, memory) {
                 ("pass", false) => continue,
@@ -169,6 +179,7 @@ impl Ledger {
             redis_lease_until: claim.map(|(_, _, lease_until)| lease_until),
             own_lease_until: now + rule.lease,
             own_free_at: None,
+            own_ended_at: None,
             end_heard: false,
             is_unknown: false,
             completed_until: None,
