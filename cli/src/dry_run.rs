@@ -7,7 +7,7 @@ use super::output::Fields;
 use super::request::Request;
 use envoy_idempotency::config::{Config, Ongoing, Rule};
 use envoy_idempotency::exchange::{
-    Exchange, Flow, Input, Order, Question, RequestPart, StoreReply,
+    Exchange, Flow, Input, Order, RequestId, RequestPart, StoreReply,
 };
 use envoy_idempotency::key::{Attributes, Fingerprint, Key};
 use envoy_idempotency::record::{Answer, Kept, Record, State, Token};
@@ -130,7 +130,7 @@ pub(super) struct DryRun {
 
 impl DryRun {
     /// Records the orders, and returns the command to the store among them.
-    fn take(&mut self, orders: &mut Vec<Order>) -> Option<(Question, Command)> {
+    fn take(&mut self, orders: &mut Vec<Order>) -> Option<(RequestId, Command)> {
         let mut asked = None;
         for order in orders.drain(..) {
             match order {

@@ -1,6 +1,6 @@
 //! The right to execute, as a value that is used up.
 
-use super::{Context, Order, Question, Whom};
+use super::{Context, Order, RequestId, Whom};
 use crate::config::Rule;
 use crate::key::Key;
 use crate::record::{Kept, Token};
@@ -29,7 +29,7 @@ pub(super) struct Claim {
 /// A heartbeat that has no reply yet.
 #[derive(Debug)]
 struct InFlight {
-    question: Question,
+    question: RequestId,
     asked_at: Timestamp,
 }
 
@@ -97,7 +97,7 @@ impl Claim {
     pub(super) fn heartbeat_replied(
         &mut self,
         rule: &Rule,
-        question: Question,
+        question: RequestId,
         reply: Result<Reply, StoreError>,
     ) -> Heartbeat {
         let in_flight = self.in_flight.take_if(|in_flight| in_flight.question == question);

@@ -8,7 +8,7 @@ use super::finish::{self, Rest};
 use super::origin::AwaitOrigin;
 use super::tail::Tail;
 use super::{
-    Context, Flow, Input, Order, Question, ResponsePart, State, StoreReply, Transition, Whom,
+    Context, Flow, Input, Order, RequestId, ResponsePart, State, StoreReply, Transition, Whom,
     WorkerFact, report,
 };
 use crate::config::{OnStoreError, Ongoing, Rule};
@@ -48,7 +48,7 @@ enum Patience {
 #[derive(Debug)]
 pub(super) struct AwaitClaim {
     claiming: Claiming,
-    question: Question,
+    question: RequestId,
     asked_at: Timestamp,
     whom: Whom,
     watching: bool,

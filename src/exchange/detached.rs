@@ -6,7 +6,7 @@ use super::finish::{self, Rest};
 use super::retention::{Capture, Plan, plan};
 use super::source::{Source, source};
 use super::{
-    Context, Flow, Headers, Input, Order, Passing, Question, ResponsePart, State, StoreReply,
+    Context, Flow, Headers, Input, Order, Passing, RequestId, ResponsePart, State, StoreReply,
     Transition, WorkerFact, value,
 };
 use crate::config::{Detached, Rule};
@@ -103,7 +103,7 @@ pub(super) struct Dispatched {
     rule: Rc<Rule>,
     /// `None` once another request has taken over.
     claim: Option<Claim>,
-    question: Question,
+    question: RequestId,
     /// The client still waits.
     awaited: bool,
 }

@@ -1,7 +1,7 @@
 //! A stream that went its own way while its claim was on the way to the store.
 
 use super::finish::{self, Rest};
-use super::{Context, Flow, Input, Question, State, StoreReply, Transition, Whom};
+use super::{Context, Flow, Input, RequestId, State, StoreReply, Transition, Whom};
 use crate::config::Rule;
 use crate::key::Key;
 use crate::store::{Command, Reply};
@@ -16,7 +16,7 @@ pub(super) struct Disowned {
     pub(super) rule: Rc<Rule>,
     pub(super) whom: Whom,
     pub(super) key: Key,
-    pub(super) question: Question,
+    pub(super) question: RequestId,
     pub(super) lease_until: Timestamp,
     pub(super) rest: Rest,
 }

@@ -3,7 +3,7 @@
 use super::claim::Claim;
 use super::tail::Tail;
 use super::{
-    Context, Flow, Input, Order, Passing, Question, ResponsePart, State, StoreReply, Transition,
+    Context, Flow, Input, Order, Passing, RequestId, ResponsePart, State, StoreReply, Transition,
     Whom, WorkerFact, has_type,
 };
 use crate::config::Rule;
@@ -53,7 +53,7 @@ pub(super) struct Finishing {
 
 #[derive(Debug)]
 enum Attempt {
-    InFlight(Question),
+    InFlight(RequestId),
     At(Timestamp),
 }
 

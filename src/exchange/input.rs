@@ -1,6 +1,6 @@
 //! What the machine is told, by where it comes from.
 
-use super::{Fetched, Headers, Question};
+use super::{Fetched, Headers, RequestId};
 use crate::key::Attributes;
 use crate::store::{Reply, StoreError};
 
@@ -73,7 +73,7 @@ pub enum ResponsePart<'a> {
 #[derive(Debug)]
 pub struct StoreReply {
     /// The number of the question.
-    pub question: Question,
+    pub question: RequestId,
     /// The reply.
     pub reply: Result<Reply, StoreError>,
 }
@@ -84,7 +84,7 @@ pub enum WorkerFact {
     /// A request of the worker's own has its answer, or will get none.
     OriginReplied {
         /// The number it was sent under.
-        question: Question,
+        question: RequestId,
         /// What became of it.
         fetched: Fetched,
     },

@@ -19,7 +19,7 @@ mod transition;
 
 pub use detached::{Fetched, Outgoing};
 pub use input::{Input, RequestPart, ResponsePart, StoreReply, WorkerFact};
-pub use order::{Flow, Order, Question};
+pub use order::{Flow, Order, RequestId};
 
 use owed::{Meaning, Owed, RequestEnd};
 use passing::Passing;
@@ -232,7 +232,7 @@ struct Context {
 }
 
 impl Context {
-    fn ask(&mut self, whom: Whom, command: Command) -> (Question, Order) {
+    fn ask(&mut self, whom: Whom, command: Command) -> (RequestId, Order) {
         let question = self.number();
         let order = match whom {
             Whom::Store => Order::Ask(question, command),
@@ -318,9 +318,9 @@ impl Context {
     }
 
     /// The next number of a question.
-    fn number(&mut self) -> Question {
+    fn number(&mut self) -> RequestId {
         self.asked = self.asked.wrapping_add(1);
-        Question(self.asked)
+        RequestId(self.asked)
     }
 
     /// The origin answers as if there were no filter.

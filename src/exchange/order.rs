@@ -12,12 +12,12 @@ use std::rc::Rc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Ask the store; answer with `StoreReplied` under the same number.
-    Ask(Question, Command),
+    Ask(RequestId, Command),
     /// Ask this Envoy's memory alone, whatever the store is; answer in the same way.
-    AskHere(Question, Command),
+    AskHere(RequestId, Command),
     /// Send a request of the worker's own, which no stream's end ends; answer with `OriginReplied` under the
     /// same number.
-    Send(Question, Box<Outgoing>),
+    Send(RequestId, Box<Outgoing>),
     /// Answer the client in the origin's place.
     Answer(LocalReply),
     /// Set a request header, whatever it was. The request's headers are still held.
@@ -42,7 +42,7 @@ pub enum Order {
 
 /// The number of a question to the store, unique within its exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Question(pub u32);
+pub struct RequestId(pub u32);
 
 /// What becomes of the direction an input belongs to; after an input that belongs to none, of the
 /// direction that is held.

@@ -14,7 +14,7 @@ use super::store::{EnvoySharedData, now, wall_time};
 use super::tokens::Tokens;
 use crate::config::Config;
 use crate::exchange::{
-    Exchange, Fetched, Flow, Input, Order, Outgoing, Question, RequestPart, ResponsePart,
+    Exchange, Fetched, Flow, Input, Order, Outgoing, RequestId, RequestPart, ResponsePart,
     StoreReply,
 };
 use crate::key::Attributes;
@@ -86,7 +86,7 @@ struct Stream {
 }
 
 /// The store's replies to the stream that handles an input now.
-type Answered = (Question, Result<Reply, StoreError>);
+type Answered = (RequestId, Result<Reply, StoreError>);
 
 /// Envoy's attributes of the effective context.
 pub(super) struct EnvoyAttributes;

@@ -294,7 +294,7 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
             Some(Come::Replied(id, replied)) => {
                 let (command, reply) = *replied;
                 self.groups_next = true;
-                if let Some((request, reply)) = self.conclude(id, &command, reply, now, orders) {
+                if let Some((request, reply)) = self.apply_reply(id, &command, reply, now, orders) {
                     orders.push_back(Order::Reply(request, reply));
                 }
                 true
@@ -366,11 +366,11 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
         let refused = events.extract_if(.., own).next();
         self.absorb(events, orders);
         let Some(Event::Replied(id, command, reply)) = refused else { return None };
-        self.conclude(id, &command, reply, now, orders).map(|(_, reply)| reply)
+        self.apply_reply(id, &command, reply, now, orders).map(|(_, reply)| reply)
     }
 
     /// Takes Redis's reply to a command: the request that it belongs to, and the result.
-    fn conclude(
+    fn apply_reply(
         &mut self,
         id: CommandId,
         command: &Command,
@@ -385,7 +385,7 @@ impl<S: SharedData, R: Copy> Redis<S, R> {
             orders.push_back(Order::Took(since.until(now)));
         }
         let (key, token) = (command.key(), command.token());
-        let Concluded { reply, wake, give_back } = self.tiers.conclude(command, reply, now);
+        let Concluded { reply, wake, give_back } = self.tiers.apply_reply(command, reply, now);
         self.groups.answered(key, reply.is_err());
         if wake.waiters {
             orders.push_back(Order::Wake(key));

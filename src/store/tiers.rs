@@ -59,7 +59,7 @@ pub enum Begun {
     /// Another request here is asking the shared store: start again when it has its reply, or at this time at
     /// the latest. The end of the lookup is announced like the end of a claim.
     Undecided(Timestamp),
-    /// Nothing: ask the shared store, and pass its reply to [`Tiers::conclude`].
+    /// Nothing: ask the shared store, and pass its reply to [`Tiers::apply_reply`].
     AskShared,
 }
 
@@ -165,7 +165,7 @@ impl<S: SharedData> Tiers<S> {
     }
 
     /// Takes the shared store's reply to a command.
-    pub fn conclude(
+    pub fn apply_reply(
         &self,
         command: &Command,
         reply: Result<Reply, StoreError>,

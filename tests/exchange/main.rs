@@ -12,7 +12,7 @@ mod owed;
 
 use envoy_idempotency::config::Config;
 use envoy_idempotency::exchange::{
-    Exchange, Flow, Input, Order, Question, RequestPart, StoreReply, WorkerFact,
+    Exchange, Flow, Input, Order, RequestId, RequestPart, StoreReply, WorkerFact,
 };
 use envoy_idempotency::key::Attributes;
 use envoy_idempotency::record::Token;
@@ -77,7 +77,7 @@ impl Driven {
     }
 
     /// The question to the store that was asked last.
-    fn question(&self) -> (Question, &Command) {
+    fn question(&self) -> (RequestId, &Command) {
         let asked = self.orders.iter().rev().find_map(asked);
         asked.unwrap()
     }
@@ -105,7 +105,7 @@ impl Driven {
     }
 }
 
-fn asked(order: &Order) -> Option<(Question, &Command)> {
+fn asked(order: &Order) -> Option<(RequestId, &Command)> {
     if let Order::Ask(question, command) = order { Some((*question, command)) } else { None }
 }
 

@@ -1,6 +1,6 @@
 //! A worker as in the host: the front, the waiting streams, timers, and a budget per callback.
 
-use envoy_idempotency::exchange::Question;
+use envoy_idempotency::exchange::RequestId;
 use envoy_idempotency::schedule::{Budget, Timers, Waiters};
 use envoy_idempotency::store::front::Front;
 use envoy_idempotency::store::redis::{Client, Connection, Settings, Transport};
@@ -36,7 +36,7 @@ impl SharedData for Shared {
 }
 
 /// A command of a stream.
-pub type StreamRequest = (usize, Question);
+pub type StreamRequest = (usize, RequestId);
 
 /// A connection to Redis, as the worker has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,7 +53,7 @@ pub struct Worker {
     pub waiters: Waiters,
     pub timers: Timers,
     pub budget: Budget,
-    pub fetched: VecDeque<(usize, Question, crate::world::Ending)>,
+    pub fetched: VecDeque<(usize, RequestId, crate::world::Ending)>,
     pub connections: HashMap<Connection, u64>,
     pub opened: u64,
     /// It receives messages of the other workers.

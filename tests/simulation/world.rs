@@ -7,7 +7,7 @@ use crate::redis::{self, Redis};
 use crate::worker::{SHARE, Shared, Socket, StreamRequest, TIMEOUT_MILLIS, Worker};
 use envoy_idempotency::config::Config;
 use envoy_idempotency::exchange::{
-    Exchange, Fetched, Flow, Input, Order, Question, RequestPart, ResponsePart, StoreReply,
+    Exchange, Fetched, Flow, Input, Order, RequestId, RequestPart, ResponsePart, StoreReply,
     WorkerFact,
 };
 use envoy_idempotency::key::{Attributes, Key};
@@ -116,7 +116,7 @@ struct Stream {
     asked_at: u64,
     executing: bool,
     /// The worker's own request, if the execution is detached.
-    sent: Option<Question>,
+    sent: Option<RequestId>,
     /// The whole answer is here, and the filter holds its last byte.
     end_held: bool,
     answered: bool,
@@ -845,7 +845,7 @@ impl World {
         &mut self,
         stream: usize,
         order: Order,
-    ) -> Option<(Question, Result<Reply, StoreError>)> {
+    ) -> Option<(RequestId, Result<Reply, StoreError>)> {
         let worker = self.streams[stream].worker;
         let now = self.time(worker);
         match order {
@@ -945,7 +945,7 @@ impl World {
     }
 
     /// The worker's own request has its answer, whether or not the client is still there.
-    fn origin_replies(&mut self, stream: usize, question: Question, ending: Ending) {
+    fn origin_replies(&mut self, stream: usize, question: RequestId, ending: Ending) {
         let text = |text: &str| text.as_bytes().to_vec();
         let operation = self.streams[stream].operation;
         let answer = |status: &str, more: Option<&str>, body: &str| {

@@ -119,7 +119,7 @@ fn asks(
     millis: u64,
 ) -> Concluded {
     assert_eq!(tiers.begin(claim, at(millis)), Begun::AskShared);
-    tiers.conclude(claim, reply, at(millis))
+    tiers.apply_reply(claim, reply, at(millis))
 }
 
 fn plain(reply: Result<Reply, StoreError>, wake: bool) -> Concluded {
@@ -231,7 +231,7 @@ fn a_record_without_an_answer_is_looked_up_each_time() {
     assert_eq!(known(&tiers, &claim(2), 1), None);
     assert!(undecided(&tiers, &claim(3), 1).is_some());
     // If the shared store fails now, only this is known of the execution.
-    tiers.conclude(&claim(2), Err(DOWN), at(2));
+    tiers.apply_reply(&claim(2), Err(DOWN), at(2));
     let reply = tiers.local_only(&claim(2), at(3)).unwrap().reply;
     assert!(matches!(reply, Reply::Exists(_)), "{reply:?}");
 }
@@ -243,7 +243,7 @@ fn an_answer_that_does_not_fit_is_not_kept_and_leaves_nothing_behind() {
     let tiers = told(&map, there.clone());
     assert_eq!(known(&tiers, &claim(2), 1), None);
     assert!(undecided(&tiers, &claim(3), 1).is_some());
-    let concluded = tiers.conclude(&claim(2), Ok(Reply::Exists(there.clone())), at(2));
+    let concluded = tiers.apply_reply(&claim(2), Ok(Reply::Exists(there.clone())), at(2));
     assert_eq!(concluded.reply, Ok(Reply::Exists(there)));
 }
 
@@ -263,7 +263,7 @@ fn an_answer_that_had_to_go_for_another_is_asked_for_again() {
     assert_eq!(known(&tiers, &claim(2), 3), None);
     // The shared store still has it, even if it was evicted here; and then it is here again.
     let there = finished(3_600_000, answer(10 << 10));
-    let concluded = tiers.conclude(&claim(2), Ok(Reply::Exists(there.clone())), at(4));
+    let concluded = tiers.apply_reply(&claim(2), Ok(Reply::Exists(there.clone())), at(4));
     assert_eq!(concluded.reply, Ok(Reply::Exists(there)));
     assert!(known(&tiers, &claim(2), 5).is_some());
 }
@@ -361,11 +361,11 @@ fn a_reply_that_may_be_older_than_the_end_is_not_mirrored() {
     let tiers = tiers(&map);
     assert_eq!(known(&tiers, &claim(1), 0), None);
     tiers.ended(KEY, at(1));
-    let concluded = tiers.conclude(&claim(1), Ok(Reply::Exists(ongoing(8_000))), at(2));
+    let concluded = tiers.apply_reply(&claim(1), Ok(Reply::Exists(ongoing(8_000))), at(2));
     assert!(matches!(concluded.reply, Ok(Reply::Exists(_))), "{concluded:?}");
     assert_eq!(known(&tiers, &claim(2), 2), None);
     // Nor does a still later one replace the second's lookup.
-    tiers.conclude(&claim(1), Ok(Reply::Exists(ongoing(8_000))), at(3));
+    tiers.apply_reply(&claim(1), Ok(Reply::Exists(ongoing(8_000))), at(3));
     assert!(undecided(&tiers, &claim(3), 3).is_some());
 }
 
@@ -376,7 +376,7 @@ fn a_store_that_fails_ends_the_lookup_and_wakes_coalesced_requests() {
     assert_eq!(known(&tiers, &claim(1), 0), None);
     // Whether it would wait for a first or not.
     assert!(undecided(&tiers, &claim(2), 1).is_some());
-    let concluded = tiers.conclude(&claim(1), Err(DOWN), at(2));
+    let concluded = tiers.apply_reply(&claim(1), Err(DOWN), at(2));
     assert_eq!(concluded, plain(Err(DOWN), true));
     assert_eq!(known(&tiers, &claim(2), 3), None);
 }
@@ -397,7 +397,7 @@ fn a_coalesced_request_is_woken_by_the_reply() {
             let tiers = tiers(&map);
             assert_eq!(known(&tiers, &claim(1), 0), None);
             assert!(undecided(&tiers, &waits, 1).is_some());
-            let concluded = tiers.conclude(&claim(1), Ok(reply.clone()), at(2));
+            let concluded = tiers.apply_reply(&claim(1), Ok(reply.clone()), at(2));
             assert!(concluded.wake.askers, "{reply:?}");
         }
     }
@@ -408,9 +408,9 @@ fn a_waiter_is_woken_by_the_end_of_an_execution_and_by_no_heartbeat() {
     let map = Map::default();
     let tiers = running(&map);
     assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
-    let concluded = tiers.conclude(&extend(1), Ok(Reply::Done), at(2));
+    let concluded = tiers.apply_reply(&extend(1), Ok(Reply::Done), at(2));
     assert_eq!(concluded.wake, Wake::NOBODY);
-    let concluded = tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(3));
+    let concluded = tiers.apply_reply(&complete(1, answer(10)), Ok(Reply::Done), at(3));
     assert!(concluded.wake.waiters);
 }
 
@@ -418,7 +418,7 @@ fn a_waiter_is_woken_by_the_end_of_an_execution_and_by_no_heartbeat() {
 fn an_execution_here_is_replayed_here_for_ttl() {
     let map = Map::default();
     let tiers = running(&map);
-    let concluded = tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(100));
+    let concluded = tiers.apply_reply(&complete(1, answer(10)), Ok(Reply::Done), at(100));
     assert_eq!(concluded, plain(Ok(Reply::Done), false));
     let record = known(&tiers, &claim(2), 100 + COPY_MILLIS - 1).unwrap();
     assert_eq!((kept(&record), record.attempt), (&answer(10), 3));
@@ -430,11 +430,11 @@ fn an_execution_here_is_replayed_here_for_ttl() {
 fn an_execution_here_is_replayed_here_though_the_shared_store_has_no_record() {
     let map = Map::default();
     let tiers = running(&map);
-    let concluded = tiers.conclude(&complete(1, answer(10)), Err(DOWN), at(100));
+    let concluded = tiers.apply_reply(&complete(1, answer(10)), Err(DOWN), at(100));
     assert_eq!(concluded.reply, Err(DOWN));
     assert_eq!(kept(&known(&tiers, &claim(2), 200).unwrap()), &answer(10));
     // It gets the record at the second try, which changes nothing here.
-    tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(300));
+    tiers.apply_reply(&complete(1, answer(10)), Ok(Reply::Done), at(300));
     assert_eq!(kept(&known(&tiers, &claim(2), 400).unwrap()), &answer(10));
 }
 
@@ -443,7 +443,7 @@ fn a_heartbeat_counts_here_though_the_shared_store_fails() {
     for reply in [Ok(Reply::Done), Err(DOWN)] {
         let map = Map::default();
         let tiers = running(&map);
-        tiers.conclude(&extend(1), reply, at(8_000));
+        tiers.apply_reply(&extend(1), reply, at(8_000));
         assert!(is_ongoing(known(&tiers, &claim(2), 17_999).as_ref()));
         assert_eq!(known(&tiers, &claim(2), 18_000), None);
     }
@@ -455,7 +455,7 @@ fn a_claim_lost_there_is_lost_here() {
         let map = Map::default();
         let tiers = running(&map);
         assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
-        let concluded = tiers.conclude(&command, Ok(Reply::NotOwner), at(2));
+        let concluded = tiers.apply_reply(&command, Ok(Reply::NotOwner), at(2));
         assert_eq!(concluded.reply, Ok(Reply::NotOwner), "{command:?}");
         assert!(concluded.wake.waiters, "{command:?}");
         assert_eq!(known(&tiers, &claim(3), 3), None, "{command:?}");
@@ -468,7 +468,7 @@ fn a_key_that_is_free_there_is_free_here() {
         let map = Map::default();
         let tiers = running(&map);
         assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
-        let concluded = tiers.conclude(&release(1), reply, at(2));
+        let concluded = tiers.apply_reply(&release(1), reply, at(2));
         assert!(concluded.wake.waiters);
         assert_eq!(known(&tiers, &claim(3), 3), None);
     }
@@ -479,7 +479,7 @@ fn an_unknown_outcome_is_unknown_here_and_looked_up_again() {
     let map = Map::default();
     let tiers = running(&map);
     assert!(is_ongoing(known(&tiers, &watching(2), 1).as_ref()));
-    let concluded = tiers.conclude(&mark_unknown(1), Ok(Reply::Done), at(2));
+    let concluded = tiers.apply_reply(&mark_unknown(1), Ok(Reply::Done), at(2));
     assert!(concluded.wake.waiters);
     let record = known(&tiers, &claim(3), 3).unwrap();
     assert_eq!(record.state, State::Unknown { until: at(60_002) });
@@ -490,7 +490,7 @@ fn an_unknown_outcome_is_unknown_here_and_looked_up_again() {
 fn an_unknown_outcome_that_the_shared_store_has_not_recorded_is_ongoing_until_the_lease_is_over() {
     let map = Map::default();
     let tiers = running(&map);
-    let concluded = tiers.conclude(&mark_unknown(1), Err(DOWN), at(1));
+    let concluded = tiers.apply_reply(&mark_unknown(1), Err(DOWN), at(1));
     assert_eq!(concluded, plain(Err(DOWN), false));
     assert!(is_ongoing(known(&tiers, &claim(2), 9_999).as_ref()));
     assert_eq!(known(&tiers, &claim(2), 10_000), None);
@@ -542,7 +542,7 @@ fn others_are_not_compared_with_a_different_request_while_it_asks() {
     assert_eq!(known(&tiers, &differs, 0), None);
     // One of the two is the first, and only the shared store knows which.
     assert!(undecided(&tiers, &claim(2), 0).is_some());
-    tiers.conclude(&differs, Ok(Reply::Exists(ongoing(8_000))), at(1));
+    tiers.apply_reply(&differs, Ok(Reply::Exists(ongoing(8_000))), at(1));
     assert_eq!(known(&tiers, &claim(3), 2).unwrap().fingerprint, SAME);
 }
 
@@ -569,7 +569,7 @@ fn a_table_that_cannot_be_written_refuses_no_request() {
     let there = Ok(Reply::Exists(finished(3_600_000, answer(10))));
     assert_eq!(asks(&tiers, &claim(2), there.clone(), 1).reply, there);
     assert_eq!(
-        tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(2)).reply,
+        tiers.apply_reply(&complete(1, answer(10)), Ok(Reply::Done), at(2)).reply,
         Ok(Reply::Done)
     );
     tiers.ended(KEY, at(3));
@@ -586,7 +586,7 @@ fn a_message_of_an_end_does_not_cost_a_claim_that_is_being_asked_for() {
     let tiers = tiers(&map);
     assert_eq!(known(&tiers, &claim(1), 0), None);
     tiers.ended(KEY, at(1));
-    let concluded = tiers.conclude(&claim(1), Ok(Reply::Claimed { attempt: 1 }), at(2));
+    let concluded = tiers.apply_reply(&claim(1), Ok(Reply::Claimed { attempt: 1 }), at(2));
     assert_eq!(concluded.reply, Ok(Reply::Claimed { attempt: 1 }));
     assert!(is_ongoing(known(&tiers, &claim(2), 3).as_ref()));
     assert!(matches!(local_only_says(&tiers, 3), Reply::Exists(_)));
@@ -596,9 +596,9 @@ fn a_message_of_an_end_does_not_cost_a_claim_that_is_being_asked_for() {
 fn a_finished_record_outlives_its_time_to_be_replayed() {
     let map = Map::default();
     let tiers = running(&map);
-    tiers.conclude(&complete(1, answer(10)), Ok(Reply::Done), at(100));
+    tiers.apply_reply(&complete(1, answer(10)), Ok(Reply::Done), at(100));
     assert_eq!(known(&tiers, &claim(2), 3_000_000), None, "the shared store is asked");
-    tiers.conclude(&claim(2), Err(DOWN), at(3_000_001));
+    tiers.apply_reply(&claim(2), Err(DOWN), at(3_000_001));
     let Reply::Exists(record) = local_only_says(&tiers, 3_000_002) else { panic!("it runs again") };
     assert_eq!(kept(&record), &answer(10));
 }
@@ -607,7 +607,7 @@ fn a_finished_record_outlives_its_time_to_be_replayed() {
 fn an_unknown_outcome_is_not_forgotten_when_the_shared_store_has_it() {
     let map = Map::default();
     let tiers = running(&map);
-    tiers.conclude(&mark_unknown(1), Ok(Reply::Done), at(100));
+    tiers.apply_reply(&mark_unknown(1), Ok(Reply::Done), at(100));
     assert!(matches!(local_only_says(&tiers, 60_099), Reply::Exists(_)));
     assert_eq!(local_only_says(&tiers, 60_100), Reply::Claimed { attempt: 4 });
 }
@@ -619,7 +619,7 @@ fn a_lookup_stands_beside_the_known_record() {
         let tiers = told(&map, known_here);
         assert_eq!(known(&tiers, &claim(2), COPY_MILLIS), None, "it asks");
         assert!(undecided(&tiers, &claim(3), COPY_MILLIS + 1).is_some());
-        tiers.conclude(&claim(2), Err(DOWN), at(COPY_MILLIS + 2));
+        tiers.apply_reply(&claim(2), Err(DOWN), at(COPY_MILLIS + 2));
         assert!(matches!(local_only_says(&tiers, COPY_MILLIS + 3), Reply::Exists(_)));
     }
 }
@@ -630,7 +630,7 @@ fn a_claim_that_comes_when_this_envoy_has_decided_goes_back() {
     let tiers = tiers(&map);
     assert_eq!(known(&tiers, &claim(1), 0), None);
     assert_eq!(tiers.local_only(&claim(2), at(1)).unwrap().reply, Reply::Claimed { attempt: 1 });
-    let concluded = tiers.conclude(&claim(1), Ok(Reply::Claimed { attempt: 1 }), at(2));
+    let concluded = tiers.apply_reply(&claim(1), Ok(Reply::Claimed { attempt: 1 }), at(2));
     assert!(concluded.give_back);
     let Ok(Reply::Exists(record)) = concluded.reply else { panic!("both run") };
     assert_eq!(record.token, token(2));
@@ -643,8 +643,8 @@ fn a_heartbeat_that_comes_behind_the_end_of_its_claim_costs_nothing_that_is_know
     for end in [complete(1, answer(10)), mark_unknown(1)] {
         let map = Map::default();
         let tiers = running(&map);
-        tiers.conclude(&end, Ok(Reply::Done), at(100));
-        tiers.conclude(&extend(1), Ok(Reply::NotOwner), at(101));
+        tiers.apply_reply(&end, Ok(Reply::Done), at(100));
+        tiers.apply_reply(&extend(1), Ok(Reply::NotOwner), at(101));
         assert!(matches!(local_only_says(&tiers, 102), Reply::Exists(_)), "{end:?}");
     }
 }
