@@ -204,13 +204,13 @@ impl Worker {
         end_of_stream: bool,
     ) -> Flow {
         let Some(stream) = self.streams.get_mut(&id) else { return Flow::Continue };
-        if direction == Direction::Request && stream.held == Some(direction) {
+        // Each callback shows all of a request's body that is held, and of an answer's the new bytes alone.
+        let held = direction == Direction::Request && stream.held == Some(direction);
+        if held {
             // What holds for one stream holds for all.
             self.bodies = Bodies::Come;
             self.probes.clear();
         }
-        // Each callback shows all of a request's body that is held, and of an answer's the new bytes alone.
-        let held = direction == Direction::Request && stream.held == Some(direction);
         let start = if held { stream.consumed.min(size) } else { 0 };
         let wanted = stream.exchange.as_ref().is_some_and(Exchange::wants_bytes);
         let length = size - start;

@@ -287,8 +287,8 @@ fn a_release_after_a_takeover_keeps_the_count(store: &dyn Store) {
     claimed(store, BOB, 3);
 }
 
-/// The network has kept a claim, and its sender has taken it back meanwhile. Granted, it would be nobody's: the
-/// key would be in progress, and then unknown, for nothing.
+/// The network delayed a claim, and its sender has released it meanwhile. If the store granted it now, no request
+/// would own it: the key would be in progress, and then unknown, although nothing runs.
 fn a_claim_after_its_release(store: &dyn Store) {
     not_owner(store, release(ALICE));
     if let Some(granted) = store.grants_late(claim(ALICE)) {

@@ -8,7 +8,7 @@ use testkit::deployment::Store;
 use testkit::scene::Scene;
 use testkit::{Bootstrap, Envoy, Origin, Redis, Request, eventually};
 
-/// Claims that end each time, all of them with somebody who waits: each end is told to every queue.
+/// Claims that end in each round. A request waits for each of them, so each end puts a message into every queue.
 const KEYS: usize = 400;
 
 /// The table is filled before memory is compared: from then on, records do not grow it.
